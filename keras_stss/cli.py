@@ -1,0 +1,210 @@
+"""The command line: ``keras-stss train | prepare | evaluate | predict | export``."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from keras_stss.config import ConfigError, load_config
+
+#: Exit codes: what the user can mend, and an interrupted command.
+MENDABLE = 2
+INTERRUPTED = 130
+
+
+def main(arguments=None):
+    """Runs one command.
+
+    Args:
+        arguments: list of strings (default: the process's own).
+
+    Returns:
+        Exit code: 0, or 2 where the user can mend what is wrong (one clear message on stderr, no traceback).
+    """
+    # TensorFlow's own start-up notes would bury ours; a user's setting wins.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("keras_stss").setLevel(logging.INFO)
+    try:
+        return options.command(options) or 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if not _is_mendable(error):
+            raise
+        print(f"keras-stss: {error}", file=sys.stderr)
+        return MENDABLE
+
+
+def _is_mendable(error):
+    """Whether the message says all that the user needs; other errors keep their traceback."""
+    names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.startswith("keras_stss.")}
+    return bool(names & {"ConfigError", "DataError", "ClipError", "TrainingDiverged"}) or isinstance(error, OSError)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="keras-stss", description="Motion-aware video recognition for Keras.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a model, or go on with a run")
+    train.add_argument("--config", required=True, help="YAML file, or a bare name in configs/")
+    train.add_argument("overrides", nargs="*", metavar="key.path=value", help="values to use instead of the file's")
+    train.set_defaults(command=_train)
+
+    prepare = commands.add_parser("prepare", help="make or check a data set")
+    sets = prepare.add_subparsers(required=True, metavar="DATASET")
+    synthetic = sets.add_parser("synthetic", help="write the embedded data set: videos whose class is the motion alone")
+    synthetic.add_argument("root", nargs="?", default="data/synthetic", help="folder to write (default: %(default)s)")
+    synthetic.add_argument("--train-per-class", type=int, help="training clips a class")
+    synthetic.add_argument("--validation-per-class", type=int, help="validation clips a class")
+    synthetic.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels (default: 0)")
+    synthetic.add_argument("--json", action="store_true", help="print the summary as JSON")
+    synthetic.set_defaults(command=_prepare_synthetic)
+
+    evaluate = commands.add_parser("evaluate", help="score a run's best model on its validation clips")
+    evaluate.add_argument("run", help="run directory")
+    evaluate.add_argument("overrides", nargs="*", metavar="key.path=value", help="data.… and evaluate.… to change")
+    evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
+    evaluate.set_defaults(command=_evaluate)
+
+    predict = commands.add_parser("predict", help="classify video files or folders of frames")
+    predict.add_argument("run", help="run directory")
+    predict.add_argument("files", nargs="+", metavar="FILE", help="video file, or folder of JPEG frames")
+    predict.add_argument("--top", type=int, default=5, help="labels to print (default: 5)")
+    predict.add_argument("--json", action="store_true", help="print one JSON line a file")
+    predict.set_defaults(command=_predict)
+
+    export = commands.add_parser("export", help="write a SavedModel for TensorFlow Serving")
+    export.add_argument("run", help="run directory")
+    export.add_argument(
+        "folder", help="folder to write; TensorFlow Serving wants its name to be a number: models/motion/1"
+    )
+    export.add_argument("--force", action="store_true", help="replace the folder where it exists")
+    export.add_argument("--json", action="store_true", help="print what was written as JSON")
+    export.set_defaults(command=_export)
+    return parser
+
+
+# The commands import what they need when they run: a bad config fails before TensorFlow has loaded.
+
+
+def _train(options):
+    config = load_config(options.config, options.overrides)
+    from keras_stss.training.loop import train
+
+    result = train(config, Path(options.config).stem)
+    if isinstance(result, list):
+        _print_folds(result)
+    else:
+        print(
+            f"done: validation top-1 {result['val_top1']:.1%} after {result['epoch']} epochs "
+            f"(best epoch {result['best_epoch']}); everything lies in {result['run']}"
+        )
+
+
+def _print_folds(results):
+    print("held out    clips   top-1   (last epoch)")
+    for row in results:
+        print(f"{row['holdout']:<10} {row['val_clips']:>6} {row['val_top1']:>7.1%}   {row['run']}")
+    clips = sum(row["val_clips"] for row in results)
+    right = sum(row["val_clips"] * row["val_top1"] for row in results)
+    print(f"{'all':<10} {clips:>6} {right / clips:>7.1%}")
+
+
+def _prepare_synthetic(options):
+    from keras_stss.data.synthetic import prepare
+
+    chosen = {"train_per_class": options.train_per_class, "validation_per_class": options.validation_per_class}
+    try:
+        summary = prepare(
+            options.root, seed=options.seed, **{key: value for key, value in chosen.items() if value is not None}
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(
+        json.dumps(summary)
+        if options.json
+        else f"{summary['train']} training and {summary['validation']} validation clips in {summary['root']}"
+    )
+
+
+def _evaluate(options):
+    from keras_stss.data.annotations import DataError, read_annotations
+    from keras_stss.evaluation.evaluate import Scorer, evaluate
+    from keras_stss.models import load_model
+    from keras_stss.training.run import read_run, write_atomically
+
+    run, config, labels = read_run(options.run)
+    if bad := [item for item in options.overrides if not item.startswith(("data.", "evaluate."))]:
+        raise ConfigError(f"evaluate changes only data.… and evaluate.… keys. Received: {', '.join(bad)}")
+    if options.overrides:
+        config = load_config(run.folder / "config.yaml", options.overrides)
+    data_set = read_annotations(config.data)
+    if data_set.labels != labels:
+        raise DataError(
+            f"the data set's {len(data_set.labels)} labels are not those that the run was trained on ({len(labels)})"
+        )
+    scorer = Scorer(load_model(run.folder))
+    figures, _ = evaluate(scorer, data_set.validation, labels, config.data, config.evaluate.batch_size)
+    write_atomically(run.folder / "evaluation.json", json.dumps(figures, indent=1) + "\n")
+    if options.json:
+        print(json.dumps(figures))
+        return
+    print(
+        f"top-1 {figures['top1']:.1%}, top-5 {figures['top5']:.1%}, mean class accuracy {figures['mean_class']:.1%}, "
+        f"loss {figures['loss']:.3f} on {figures['clips']} clips"
+    )
+    for path, reason in figures["unreadable"].items():
+        print(f"left out: {path}: {reason}")
+
+
+def _predict(options):
+    from keras_stss.data.decode import ClipError
+    from keras_stss.evaluation.predict import predict
+    from keras_stss.models import load_model
+    from keras_stss.training.run import read_run
+
+    run, config, labels = read_run(options.run)
+    model = load_model(run.folder)
+    failed = 0
+    for path in options.files:
+        try:
+            ranking = predict(model, labels, config.data, path)[: max(options.top, 1)]
+        except ClipError as error:
+            failed += 1
+            print(f"{path}: {error}", file=sys.stderr)
+            if options.json:
+                print(json.dumps({"file": path, "error": str(error)}), flush=True)
+            continue
+        if options.json:
+            top = [{"label": label, "probability": probability} for label, probability in ranking]
+            print(json.dumps({"file": path, "top": top}, ensure_ascii=False), flush=True)
+        else:
+            print(path)
+            for label, probability in ranking:
+                print(f"  {probability:6.1%}  {label}", flush=True)
+    return MENDABLE if failed else 0
+
+
+def _export(options):
+    from keras_stss.export import export_run
+
+    summary = export_run(options.run, options.folder, force=options.force)
+    if options.json:
+        print(json.dumps(summary))
+        return
+    print(
+        f"SavedModel in {summary['folder']} ({summary['bytes'] / 1e6:.1f} MB, {len(summary['operations'])} kinds of "
+        f"stock operations); largest difference to the Keras model {summary['max_difference']:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Figures from scores."""
+
+import numpy as np
+
+
+def softmax(logits):
+    """Probabilities of logits (N, K), in float64."""
+    logits = np.asarray(logits, np.float64)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def top_k_accuracy(logits, labels, k):
+    """Share of clips whose label is among the k highest scores; ties count against the label.
+
+    Args:
+        logits: (N, K). labels: (N,) indices. k: at most K is used.
+    """
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    rank = np.sum(logits >= own, axis=1)  # 1 where the label's score is alone at the top
+    return float(np.mean(rank <= k))
+
+
+def cross_entropy(logits, labels):
+    """Mean of -log p(label)."""
+    chosen = np.take_along_axis(softmax(logits), labels[:, None], axis=1)
+    return float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).tiny))))
+
+
+def class_accuracies(logits, labels, classes):
+    """Accuracy of each class; None for a class without clips."""
+    right = np.argmax(logits, axis=1) == labels
+    return [float(right[labels == index].mean()) if np.any(labels == index) else None for index in range(classes)]
+
+
+def summarize(logits, labels, classes):
+    """Top-1, top-5, mean class accuracy and loss of scored clips.
+
+    Args:
+        logits: (N, K), N > 0. labels: (N,). classes: K.
+
+    Returns:
+        Dictionary of figures in [0, 1] and the loss.
+    """
+    logits = np.asarray(logits, np.float64)
+    by_class = class_accuracies(logits, labels, classes)
+    present = [accuracy for accuracy in by_class if accuracy is not None]
+    return {
+        "top1": top_k_accuracy(logits, labels, 1),
+        "top5": top_k_accuracy(logits, labels, min(5, classes)),
+        "mean_class": float(np.mean(present)),
+        "loss": cross_entropy(logits, labels),
+    }
