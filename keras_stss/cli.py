@@ -1,4 +1,4 @@
-"""The command line: ``keras-stss train | prepare | evaluate | predict | export``."""
+"""The command line: ``keras-stss train | keys | prepare | evaluate | predict | export``."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from keras_stss.config import ConfigError, load_config
+from keras_stss.config import ConfigError, list_keys, load_config
 
 #: Exit codes: what the user can mend, and an interrupted command.
 MENDABLE = 2
@@ -58,6 +58,9 @@ def _parser():
     train.add_argument("overrides", nargs="*", metavar="key.path=value", help="values to use instead of the file's")
     train.set_defaults(command=_train)
 
+    keys = commands.add_parser("keys", help="list every key of a config file with its default and meaning")
+    keys.set_defaults(command=_keys)
+
     prepare = commands.add_parser("prepare", help="make or check a data set")
     sets = prepare.add_subparsers(required=True, metavar="DATASET")
     synthetic = sets.add_parser("synthetic", help="write the embedded data set: videos whose class is the motion alone")
@@ -68,7 +71,9 @@ def _parser():
     synthetic.add_argument("--json", action="store_true", help="print the summary as JSON")
     synthetic.set_defaults(command=_prepare_synthetic)
 
-    evaluate = commands.add_parser("evaluate", help="score a run's best model on its validation clips")
+    evaluate = commands.add_parser(
+        "evaluate", help="score a run's best model on its validation clips; writes evaluation.json and scores.npz too"
+    )
     evaluate.add_argument("run", help="run directory")
     evaluate.add_argument("overrides", nargs="*", metavar="key.path=value", help="data.… and evaluate.… to change")
     evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -107,6 +112,11 @@ def _train(options):
             f"done: validation top-1 {result['val_top1']:.1%} after {result['epoch']} epochs "
             f"(best epoch {result['best_epoch']}); everything lies in {result['run']}"
         )
+
+
+def _keys(_):
+    for key, default, meaning in list_keys():
+        print(f"{key} = {default}" + (f"    # {meaning}" if meaning else ""))
 
 
 def _print_folds(results):
@@ -152,8 +162,9 @@ def _evaluate(options):
             f"the data set's {len(data_set.labels)} labels are not those that the run was trained on ({len(labels)})"
         )
     scorer = Scorer(load_model(run.folder))
-    figures, _ = evaluate(scorer, data_set.validation, labels, config.data, config.evaluate.batch_size)
+    figures, scores = evaluate(scorer, data_set.validation, labels, config.data, config.evaluate.batch_size)
     write_atomically(run.folder / "evaluation.json", json.dumps(figures, indent=1) + "\n")
+    run.save_scores(scores)
     if options.json:
         print(json.dumps(figures))
         return

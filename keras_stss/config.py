@@ -304,6 +304,21 @@ def dump_config(config):
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def list_keys(section=Config, prefix=""):
+    """Every key of a config file: (dotted key, default as text, meaning)."""
+    rows = []
+    for name, field in section.model_fields.items():
+        inner = _classes(field.annotation)
+        if inner and name != "insert":
+            rows += list_keys(inner[0], f"{prefix}{name}.")
+            continue
+        default = "(must be given)" if field.is_required() else field.get_default(call_default_factory=True)
+        rows.append((prefix + name, str(default), field.description or ""))
+        if name == "insert":
+            rows += list_keys(SelfyConfig, f"{prefix}insert.STAGE.selfy.")
+    return rows
+
+
 def _apply_override(values, override):
     key, separator, text = override.partition("=")
     if not separator or not re.fullmatch(r"\w+(\.\w+)*", key):

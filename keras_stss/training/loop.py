@@ -1,5 +1,6 @@
 """The run: from a config to a trained model, continued where it was killed."""
 
+import json
 import logging
 import math
 import re
@@ -17,7 +18,7 @@ from keras_stss.training.checkpoint import Checkpoints
 from keras_stss.training.distribute import average_statistics, make_strategy
 from keras_stss.training.optimizer import MomentumSGD, learning_rate
 from keras_stss.training.progress import ProgressLine
-from keras_stss.training.run import Run
+from keras_stss.training.run import Run, write_atomically
 from keras_stss.training.step import make_step
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def train(config, name):
 
     Returns:
         The last line of the run's metrics.jsonl, with ``"run"``, its folder; with ``data.holdout: each`` a list of
-        them, a group each.
+        them, a group each, which is also written to folds.json.
 
     Raises:
         ConfigError, DataError: for what the user can mend. TrainingDiverged: on a loss that is no number.
@@ -54,6 +55,7 @@ def train(config, name):
         fold_folder = folder / f"holdout-{re.sub('[^A-Za-z0-9_.-]+', '_', group)}"
         results.append({"holdout": group, **_train_one(fold, fold_folder)})
         keras.backend.clear_session()
+    write_atomically(folder / "folds.json", json.dumps(results, indent=1) + "\n")
     return results
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from keras_stss.config import ConfigError, dump_config, load_config
@@ -84,6 +85,12 @@ class Run:
     def add_row(self, row):
         """Adds a line to metrics.jsonl."""
         write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in [*self.rows(), row]))
+
+    def save_scores(self, scores):
+        """Writes scores.npz: index into the validation clips, label and logits of every clip that was scored."""
+        unfinished = self.folder / "scores.tmp.npz"
+        np.savez(unfinished, **scores)
+        os.replace(unfinished, self.folder / "scores.npz")
 
     def save_best(self, model):
         """Writes best.keras."""
