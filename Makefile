@@ -1,19 +1,22 @@
 # Two commands do everything on a fresh machine with Python 3.10-3.12: make demo, make test.
 
-PYTHON ?= python3
+# The first interpreter that fits; another: make PYTHON=/path/to/python3.11
+FITS := -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do $$p $(FITS) 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 # The GPU build of TensorFlow only where an NVIDIA GPU answers.
 DEVICE := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: demo test lint install clean
+.PHONY: install demo test lint clean
+.DEFAULT_GOAL := install
 
 install: $(STAMP)
 
 $(STAMP): setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { \
-	  echo "keras_stss needs Python 3.10, 3.11 or 3.12; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.11"; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) $(FITS) || { \
+	  echo "keras_stss needs Python 3.10, 3.11 or 3.12 with venv; found none. Name one: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing the project and its dependencies ($(DEVICE) TensorFlow) …"
