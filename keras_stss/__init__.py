@@ -1,6 +1,9 @@
 """keras_stss: motion-aware video recognition for Keras."""
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 
 __version__ = "0.1.0"
 __all__ = ["blocks", "build_model", "layers", "load_model", "ops"]
@@ -19,3 +22,38 @@ def __getattr__(name):
 
 def __dir__():
     return sorted([*globals(), *__all__])
+
+
+def _register():
+    """Importing the layers registers them, so that Keras loads a model that holds them without custom_objects."""
+    importlib.import_module("keras_stss.blocks")
+
+
+class _WithKeras(importlib.abc.MetaPathFinder):
+    """Registers the layers as soon as somebody imports Keras, for whom alone they have to be registered."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)  # the search below must not come back here
+        try:
+            spec = importlib.util.find_spec("keras")
+        finally:
+            sys.meta_path.insert(0, self)  # a search may be all: the import comes later, or never
+        if spec is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_register(module):
+            run(module)
+            sys.meta_path.remove(self)
+            _register()
+
+        spec.loader.exec_module = run_and_register
+        return spec
+
+
+if "keras" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _WithKeras())

@@ -20,6 +20,19 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in keys[:number]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is given twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 class ConfigError(ValueError):
     """A config that cannot be used. Its text is meant for the user: one line a fault."""
 
@@ -27,7 +40,14 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A part of the file: unknown keys are errors, and values are never changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value, info):
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
 
 
 class DataConfig(Section):
@@ -276,7 +296,7 @@ def load_config(name, overrides=()):
     """
     path = find_config(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -327,11 +347,18 @@ def _apply_override(values, override):
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"the value of {key} is not valid YAML. Received: {text!r}") from None
+    set_key(values, key, value)
+
+
+def set_key(values, key, value):
+    """Sets a dotted key in a nested dictionary; raises :class:`ConfigError` where the way leads through a value."""
     *parents, last = key.split(".")
     place = values
     for parent in parents:
         child = place.get(parent)
-        if child is None:
+        if child in BLOCKS:
+            child = place[parent] = {child: {}}  # a block by its bare name
+        elif child is None:
             child = place[parent] = {}
         elif not isinstance(child, dict):
             raise ConfigError(f"{key} cannot be set: {parent} holds {child!r}, not a section")

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_stss.layers import ConvBN, ConvExtractor, ConvIntegrator, SpatioTemporalSelfSimilarity
+from keras_stss.layers.integrate import check_integration
 from keras_stss.ops.sizes import sizes
 
 
@@ -42,6 +43,9 @@ class SELFYBlock(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if strides not in (1, 2):
+            raise ValueError(f"strides must be 1 or 2. Received: strides={strides}")
+        check_integration(integration_channels, variant)
         self.temporal_offsets = temporal_offsets
         self.window = window
         self.similarity = similarity

@@ -56,6 +56,11 @@ class Unreadable:
         with self._lock:
             return dict(self._reasons)
 
+    def restore(self, reasons: dict[str, str]):
+        """Takes over what was found before a run was interrupted."""
+        with self._lock:
+            self._reasons = {**reasons, **self._reasons}
+
     def record(self, path: str, reason: str):
         """Notes a clip, logs it the first time, and raises as :meth:`check` does."""
         with self._lock:

@@ -17,7 +17,7 @@ def top_k_accuracy(logits, labels, k):
         logits: (N, K). labels: (N,) indices. k: at most K is used.
     """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
-    rank = np.sum(logits >= own, axis=1)  # 1 where the label's score is alone at the top
+    rank = np.sum(~(logits < own), axis=1)  # 1 where the label's score is alone at the top
     return float(np.mean(rank <= k))
 
 

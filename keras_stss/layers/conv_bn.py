@@ -14,6 +14,14 @@ def pair(value):
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
+def check_padding(padding, kernel_size):
+    """Raises ValueError for a padding that does not exist or does not go with the kernel."""
+    if padding not in ("same", "valid"):
+        raise ValueError(f"padding must be 'same' or 'valid'. Received: padding={padding!r}")
+    if padding == "same" and any(side % 2 == 0 for side in pair(kernel_size)):
+        raise ValueError(f"padding 'same' needs odd kernel sizes. Received: kernel_size={kernel_size}")
+
+
 @keras.saving.register_keras_serializable(package="keras_stss")
 class ConvBN(keras.layers.Layer):
     """2-D convolution over the last two spatial axes, batch normalisation and activation.
@@ -34,10 +42,7 @@ class ConvBN(keras.layers.Layer):
 
     def __init__(self, filters, kernel_size, strides=1, padding="same", activation="relu", zero_gamma=False, **kwargs):
         super().__init__(**kwargs)
-        if padding not in ("same", "valid"):
-            raise ValueError(f"padding must be 'same' or 'valid'. Received: padding={padding!r}")
-        if padding == "same" and any(side % 2 == 0 for side in pair(kernel_size)):
-            raise ValueError(f"padding 'same' needs odd kernel sizes. Received: kernel_size={kernel_size}")
+        check_padding(padding, kernel_size)
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides

@@ -35,7 +35,10 @@ class NormalizeFrames(keras.layers.Layer):
         return ops.cast(ops.cast(frames, "float32") * scale + shift, self.compute_dtype)
 
     def compute_output_spec(self, frames):
-        return keras.KerasTensor(frames.shape, dtype=self.compute_dtype)
+        return keras.KerasTensor(self.compute_output_shape(frames.shape), dtype=self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
     def get_config(self):
         return {**super().get_config(), "mean": self.mean, "std": self.std}

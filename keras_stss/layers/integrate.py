@@ -10,6 +10,14 @@ from keras_stss.ops.sizes import sizes
 VARIANTS = ("paper", "released")
 
 
+def check_integration(channels, variant):
+    """Raises ValueError for what :class:`ConvIntegrator` cannot be made of."""
+    if not channels:
+        raise ValueError(f"integration needs at least one layer. Received: channels={channels}")
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {VARIANTS}. Received: variant={variant!r}")
+
+
 @keras.saving.register_keras_serializable(package="keras_stss")
 class ConvIntegrator(keras.layers.Layer):
     """3×3 convolutions over (x, y), then over all offsets at once (SELFY, eq. 7 to 9).
@@ -33,12 +41,9 @@ class ConvIntegrator(keras.layers.Layer):
 
     def __init__(self, filters, channels=(64, 64, 64, 64), upsample=1, variant="paper", **kwargs):
         super().__init__(**kwargs)
-        if not channels:
-            raise ValueError(f"channels must name at least one layer. Received: channels={channels}")
+        check_integration(channels, variant)
         if upsample not in (1, 2):
             raise ValueError(f"upsample must be 1 or 2. Received: upsample={upsample}")
-        if variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {VARIANTS}. Received: variant={variant!r}")
         self.filters = filters
         self.channels = channels
         self.upsample = upsample

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_stss.layers.conv_bn import BN, pair
+from keras_stss.layers.conv_bn import BN, check_padding, pair
 from keras_stss.ops.sizes import sizes
 
 
@@ -29,8 +29,7 @@ class MapConvBN(keras.layers.Layer):
 
     def __init__(self, filters, kernel_size, strides=1, padding="same", **kwargs):
         super().__init__(**kwargs)
-        if padding not in ("same", "valid"):
-            raise ValueError(f"padding must be 'same' or 'valid'. Received: padding={padding!r}")
+        check_padding(padding, kernel_size)
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides

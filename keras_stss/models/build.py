@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 
 from keras_stss.blocks import SELFYBlock
-from keras_stss.config import Config, ConfigError, load_config, parse_config
+from keras_stss.config import Config, ConfigError, load_config, parse_config, set_key
 from keras_stss.layers import NormalizeFrames
 from keras_stss.models.classifier import classify
 from keras_stss.models.resnet import resnet
@@ -62,11 +62,7 @@ def _assemble(model, classes):
 def _override(config, overrides):
     values = config.model_dump()
     for key, value in overrides.items():
-        *parents, last = (key if "." in key else f"model.{key}").split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
+        set_key(values, key if "." in key else f"model.{key}", value)
     return parse_config(values, source="build_model")
 
 

@@ -61,8 +61,9 @@ class Checkpoints:
                 with np.load(path) as file:
                     progress = json.loads(file["progress"].tobytes())
                     arrays = [file[f"{number:04d}"] for number in range(len(self.variables))]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
                 log.warning("%s cannot be read (%s): going back to the checkpoint before it", path, error)
+                os.replace(path, path.with_suffix(".damaged"))
                 continue
             for variable, array in zip(self.variables, arrays, strict=True):
                 for copy in components(variable):

@@ -29,6 +29,8 @@ def make_strategy(train):
     known = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices()]
     if missing := [name for name in devices if name not in known]:
         raise ConfigError(f"train.devices names {', '.join(missing)}; here are {', '.join(known)}")
+    if len(set(devices)) < len(devices):
+        raise ConfigError(f"train.devices names a device twice. Received: {', '.join(devices)}")
     if train.batch_size % len(devices):
         raise ConfigError(
             f"train.batch_size must be a multiple of the number of devices. "

@@ -48,20 +48,21 @@ def train(config, name):
     folder = Path(config.train.run or Path("runs") / name)
     if config.data.holdout != "each":
         return _train_one(config, folder)
-    results = []
-    for group in groups(config.data):
+    results, strategy = [], make_strategy(config.train)
+    for number, group in enumerate(groups(config.data), 1):
         fold = config.model_copy(update={"data": config.data.model_copy(update={"holdout": group})})
         print(f"— testing on group {group}", flush=True)
-        fold_folder = folder / f"holdout-{re.sub('[^A-Za-z0-9_.-]+', '_', group)}"
-        results.append({"holdout": group, **_train_one(fold, fold_folder)})
+        plain = re.sub("[^A-Za-z0-9_.-]+", "_", group)
+        name = plain if plain == group else f"{number}-{plain}"  # groups that differ never share a folder
+        results.append({"holdout": group, **_train_one(fold, folder / f"holdout-{name}", strategy)})
         keras.backend.clear_session()
     write_atomically(folder / "folds.json", json.dumps(results, indent=1) + "\n")
     return results
 
 
-def _train_one(config, folder):
+def _train_one(config, folder, strategy=None):
     data_set = read_annotations(config.data)
-    strategy = make_strategy(config.train)
+    strategy = strategy or make_strategy(config.train)
     run = Run(folder)
     run.open(config, data_set.labels)
     handler = run.log_to_file()
@@ -97,12 +98,13 @@ class _Training:
         restored = self.checkpoints.restore()
         if restored:
             self.state = restored
+            self.unreadable.restore(restored.get("unreadable", {}))
             log.info("continuing at step %d of %d", restored["step"], self.total_steps)
         elif self.config.model.init:
             self._start_from(self.config.model.init)
         self.run.keep_rows(self._epochs_done())
         if self.state["step"] >= self.total_steps:
-            return self.run.rows()[-1]
+            return self.run.last_row()
         clips = len(self.data_set.train)
         log.info(
             "%s: %d training and %d validation clips, %d classes, %s parameters, %d epochs of %d steps, %d device(s)",
@@ -114,7 +116,7 @@ class _Training:
             self.writer = tf.summary.create_file_writer(str(self.run.events))
             self._run_epochs(progress)
             self.writer.close()
-        return self.run.rows()[-1]
+        return self.run.last_row()
 
     def _epochs_done(self):
         return self.state["step"] // self.steps_per_epoch
@@ -142,7 +144,7 @@ class _Training:
                 began, clips = time.monotonic(), 0
             if ended or step % train.checkpoint_steps == 0:
                 average_statistics(self.model)
-                self.checkpoints.save(step, self.state)
+                self.checkpoints.save(step, self.state | {"unreadable": self.unreadable.reasons})
 
     def _one_step(self, batch, progress):
         state, train = self.state, self.config.train
@@ -154,7 +156,7 @@ class _Training:
         state["position"] = max(int(tf.reduce_max(part)) for part in positions) + 1
         state["step"] += 1
         sums = state["sums"]
-        sums["loss"] += loss
+        sums["loss"] += loss if math.isfinite(loss) else 0.0  # a step that loss scaling skips
         sums["correct"] += correct
         sums["steps"] += 1
         epoch = min((state["step"] - 1) // self.steps_per_epoch + 1, train.epochs)

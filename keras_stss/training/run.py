@@ -42,7 +42,8 @@ class Run:
             ConfigError: where the folder holds a run with other settings, or other files.
         """
         path = self.folder / "config.yaml"
-        if path.is_file():
+        begun = path.is_file() and self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        if begun:
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
             after = yaml.safe_load(dump_config(config))
             changed = [line for line in _differences(before, after) if line.split(":")[0] not in FREE_KEYS]
@@ -51,10 +52,10 @@ class Run:
                     f"{self.folder} holds a run with other settings; continue it with its own, or name another "
                     "folder with train.run=…\n  " + "\n  ".join(changed)
                 )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif not path.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
             raise ConfigError(f"{self.folder} holds files but no run; name another folder with train.run=…")
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
+        if not begun:
             write_atomically(self.folder / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
             write_atomically(path, dump_config(config))
         elif self.labels() != labels:
@@ -62,7 +63,7 @@ class Run:
 
     def labels(self):
         """The class labels, by index."""
-        return json.loads((self.folder / "labels.json").read_text(encoding="utf-8"))
+        return _read_json(self.folder / "labels.json")[0]
 
     def log_to_file(self):
         """Sends the package's log lines to ``log.txt`` as well; returns the handler."""
@@ -73,9 +74,14 @@ class Run:
 
     def rows(self):
         """The lines of metrics.jsonl."""
-        if not self.metrics.is_file():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        return _read_json(self.metrics, by_line=True) if self.metrics.is_file() else []
+
+    def last_row(self):
+        """The last line of metrics.jsonl; raises ConfigError where there is none."""
+        rows = self.rows()
+        if not rows:
+            raise ConfigError(f"{self.metrics} is empty or gone, though the run has ended; name another train.run=…")
+        return rows[-1]
 
     def keep_rows(self, epochs):
         """Drops the lines of epochs that a restored checkpoint has not seen."""
@@ -114,6 +120,15 @@ def read_run(folder):
             f"{folder} is not a run directory: it has no config.yaml and labels.json (train.py makes them)"
         )
     return run, load_config(run.folder / "config.yaml"), run.labels()
+
+
+def _read_json(path, by_line=False):
+    """The values of a JSON file, or of each of its lines."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(part) for part in (text.splitlines() if by_line else [text])]
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def write_atomically(path, text):

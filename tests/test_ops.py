@@ -1,0 +1,272 @@
+"""The weightless functions against plain float64 NumPy, value and gradient apart."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from keras_stss.ops import stss, temporal_shift
+
+#: Largest error of an element by dtype, relative to the largest element of the expected array; for a gradient relative
+#: to the largest term that goes into it (under cosine its parts along the vector cancel).
+FORWARD = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
+GRADIENT = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.2e-2}
+
+#: (B, T, H, W, C), temporal offsets, (U, V).
+TABLE = {
+    "usual": ((2, 3, 5, 4, 6), (-2, -1, 0, 1, 2), (3, 3)),
+    "odd sizes": ((1, 2, 7, 3, 3), (-1, 0, 1), (3, 5)),
+    "one frame": ((2, 1, 4, 5, 4), (-1, 0, 1), (3, 3)),
+    "flat window": ((1, 3, 3, 6, 4), (0, 1), (1, 5)),
+    "upright window": ((1, 2, 6, 3, 4), (0, 1), (5, 1)),
+    "one-pixel window": ((1, 3, 3, 2, 5), (-1, 1), (1, 1)),
+    "window beyond the map": ((1, 2, 2, 3, 4), (0, 1), (9, 11)),
+    "one position": ((2, 3, 1, 1, 4), (-1, 0, 1), (3, 3)),
+    "self alone": ((1, 2, 4, 4, 3), (0,), (3, 3)),
+    "next alone": ((1, 3, 4, 3, 3), (1,), (3, 3)),
+    "uneven offsets": ((1, 5, 2, 3, 4), (-3, 2), (3, 3)),
+    "offsets not in order": ((1, 4, 3, 2, 4), (2, -1, 0), (3, 3)),
+    "offsets beyond the clip": ((1, 2, 3, 3, 4), (-5, 1, 2, 7), (3, 3)),
+    "one channel": ((2, 2, 3, 4, 1), (-1, 0, 1), (3, 3)),
+}
+CASES = pytest.mark.parametrize(("shape", "offsets", "window"), TABLE.values(), ids=TABLE.keys())
+SIMILARITY = pytest.mark.parametrize("similarity", ["cosine", "dot"])
+DTYPE = pytest.mark.parametrize("dtype", FORWARD)
+
+
+def pairs(shape, offsets, window):
+    """All (index of the output, index of one position, index of the other) where both lie inside the clip."""
+    batch, time, height, width, _ = shape
+    rows, columns = window
+    sides = (batch, time, height, width, len(offsets), rows, columns)
+    for b, t, y, x, number, u, v in itertools.product(*map(range, sides)):
+        other = (b, t + offsets[number], y + u - rows // 2, x + v - columns // 2)
+        if all(0 <= place < size for place, size in zip(other[1:], (time, height, width))):
+            yield (b, t, y, x, number, u, v), (b, t, y, x), other
+
+
+def unit(features):
+    root = np.sqrt(np.sum(features**2, axis=-1, keepdims=True) + 1e-6)
+    return features / root, root
+
+
+def stss_by_hand(features, offsets, window, similarity):
+    vectors = unit(features)[0] if similarity == "cosine" else features
+    volume = np.zeros((*features.shape[:-1], len(offsets), *window))
+    for place, one, other in pairs(features.shape, offsets, window):
+        volume[place] = vectors[one] @ vectors[other]
+    return volume
+
+
+def stss_gradient_by_hand(features, upstream, offsets, window, similarity):
+    vectors, root = unit(features) if similarity == "cosine" else (features, None)
+    gradient = np.zeros_like(vectors)
+    for place, one, other in pairs(features.shape, offsets, window):
+        gradient[one] += upstream[place] * vectors[other]
+        gradient[other] += upstream[place] * vectors[one]
+    if similarity == "cosine":
+        largest = np.abs(gradient / root).max()
+        gradient = (gradient - vectors * np.sum(vectors * gradient, axis=-1, keepdims=True)) / root
+        return gradient, largest
+    return gradient, np.abs(gradient).max()
+
+
+def sample(shape, dtype="float64", seed=0):
+    """Random numbers that the dtype holds exactly, as float64."""
+    values = tf.cast(np.random.default_rng(seed).normal(size=shape), dtype)
+    return tf.cast(values, "float64").numpy()
+
+
+def error(found, expected, largest=None):
+    found = tf.cast(found, "float64").numpy()
+    assert found.shape == expected.shape
+    return np.abs(found - expected).max() / max(largest or np.abs(expected).max(), 1.0)
+
+
+def gradient_of(function, inputs, upstream):
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = function(inputs)
+    return tape.gradient(outputs, inputs, output_gradients=tf.cast(upstream, outputs.dtype))
+
+
+@CASES
+@SIMILARITY
+@DTYPE
+def test_stss_forward(shape, offsets, window, similarity, dtype):
+    features = sample(shape, dtype)
+    found = stss(tf.cast(features, dtype), offsets, window, similarity)
+    assert found.dtype == dtype
+    assert error(found, stss_by_hand(features, offsets, window, similarity)) < FORWARD[dtype]
+
+
+@CASES
+@SIMILARITY
+@DTYPE
+def test_stss_gradient(shape, offsets, window, similarity, dtype):
+    features = sample(shape, dtype)
+    upstream = sample((*shape[:-1], len(offsets), *window), dtype, seed=1)
+    found = gradient_of(lambda x: stss(x, offsets, window, similarity), tf.cast(features, dtype), upstream)
+    assert found.dtype == dtype
+    expected = stss_gradient_by_hand(features, upstream, offsets, window, similarity)
+    assert error(found, *expected) < GRADIENT[dtype]
+
+
+@SIMILARITY
+def test_gradient_by_hand_is_the_slope(similarity):
+    """The formula that the gradients above are held to, against central differences of the definition."""
+    shape, offsets, window = (1, 2, 2, 3, 3), (-1, 0, 1), (3, 3)
+    features, upstream = sample(shape), sample((*shape[:-1], len(offsets), *window), seed=1)
+    slope, step = np.zeros(shape), 1e-5
+    for place in np.ndindex(*shape):
+        change = np.zeros(shape)
+        change[place] = step
+        above, below = (stss_by_hand(features + sign * change, offsets, window, similarity) for sign in (1, -1))
+        slope[place] = np.sum(upstream * (above - below)) / (2 * step)
+    np.testing.assert_allclose(
+        stss_gradient_by_hand(features, upstream, offsets, window, similarity)[0], slope, rtol=1e-6, atol=1e-7
+    )
+
+
+def test_stss_defaults():
+    features = sample((1, 3, 4, 5, 3), "float32")
+    found = stss(tf.cast(features, "float32"))
+    assert found.shape == (1, 3, 4, 5, 5, 9, 9)
+    assert error(found, stss_by_hand(features, (-2, -1, 0, 1, 2), (9, 9), "cosine")) < FORWARD["float32"]
+
+
+@pytest.mark.parametrize("implementation", ["auto", "reference"])
+@pytest.mark.parametrize("channels", [4, None])
+def test_stss_of_unknown_sizes(implementation, channels):
+    """One graph, with no dimension known while it is traced, serves clips of any size."""
+    offsets, window = (-2, 0, 1), (3, 5)
+    traces = []
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, None, channels), "float32")])
+    def run(features):
+        traces.append(features.shape)
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            volume = stss(features, offsets, window, implementation=implementation)
+        return volume, tape.gradient(volume, features)
+
+    assert run.get_concrete_function().output_shapes[0].rank == 7
+    for shape in [(1, 1, 2, 3, 4), (2, 4, 5, 3, 4), (0, 2, 3, 3, 4)]:
+        features = sample(shape, "float32")
+        volume, gradient = run(tf.cast(features, "float32"))
+        assert volume.shape == (*shape[:-1], 3, 3, 5) and gradient.shape == shape
+        if shape[0]:
+            assert error(volume, stss_by_hand(features, offsets, window, "cosine")) < FORWARD["float32"]
+            expected = stss_gradient_by_hand(features, np.ones(volume.shape), offsets, window, "cosine")
+            assert error(gradient, *expected) < GRADIENT["float32"]
+    assert len(traces) == 1
+
+
+def test_stss_compiled():
+    """XLA compiles the definition and its gradient."""
+    shape, offsets, window = (1, 3, 4, 3, 2), (-1, 0, 1), (3, 3)
+    features, upstream = sample(shape, "float32"), sample((*shape[:-1], 3, 3, 3), "float32", seed=1)
+    run = tf.function(lambda x: gradient_of(lambda y: stss(y, offsets, window), x, upstream), jit_compile=True)
+    expected = stss_gradient_by_hand(features, upstream, offsets, window, "cosine")
+    assert error(run(tf.cast(features, "float32")), *expected) < GRADIENT["float32"]
+
+
+def test_cosine_of_nothing_is_zero():
+    """The epsilon stands inside the root: positions without features give zero and a finite gradient."""
+    features = tf.zeros((1, 2, 3, 3, 4))
+    np.testing.assert_array_equal(stss(features, (0, 1), (3, 3)), 0.0)
+    gradient = gradient_of(lambda x: stss(x, (0, 1), (3, 3)), features, np.ones((1, 2, 3, 3, 2, 3, 3)))
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 300.0])
+def test_cosine_in_half_precision_does_not_overflow(scale):
+    """Squares of what float16 holds need not be in float16's range."""
+    features = sample((1, 2, 3, 3, 8), "float16") * scale
+    features = features.astype("float16").astype("float64")
+    found = stss(tf.cast(features, "float16"), (0, 1), (3, 3))
+    assert error(found, stss_by_hand(features, (0, 1), (3, 3), "cosine")) < FORWARD["float16"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"temporal_offsets": ()}, "temporal_offsets"),
+        ({"temporal_offsets": (0, 0)}, "temporal_offsets"),
+        ({"temporal_offsets": (0.5,)}, "temporal_offsets"),
+        ({"window": (3,)}, "window"),
+        ({"window": (3, 3, 3)}, "window"),
+        ({"window": (4, 3)}, "window"),
+        ({"window": (3, -1)}, "window"),
+        ({"window": (3, 0)}, "window"),
+        ({"window": (3.5, 3)}, "window"),
+        ({"similarity": "euclidean"}, "similarity"),
+        ({"implementation": "fast"}, "implementation"),
+    ],
+)
+def test_stss_refuses(arguments, named):
+    with pytest.raises(ValueError, match=f"{named}.*Received: {named}=") as caught:
+        stss(tf.zeros((1, 2, 3, 3, 4)), **arguments)
+    assert repr(arguments[named]) in str(caught.value) or str(arguments[named]) in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3, 4), (1, 1, 2, 3, 3, 4)])
+def test_stss_refuses_other_ranks(shape):
+    with pytest.raises(ValueError, match=r"\(B, T, H, W, C\)\. Received: shape="):
+        stss(tf.zeros(shape))
+
+
+def shift_by_hand(frames, n):
+    moved = np.zeros_like(frames)
+    for t in range(frames.shape[1]):
+        if t + 1 < frames.shape[1]:
+            moved[:, t, ..., :n] = frames[:, t + 1, ..., :n]
+        if t > 0:
+            moved[:, t, ..., n : 2 * n] = frames[:, t - 1, ..., n : 2 * n]
+    moved[..., 2 * n :] = frames[..., 2 * n :]
+    return moved
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32"])
+@pytest.mark.parametrize(
+    ("shape", "n"), [((2, 4, 2, 3, 8), 1), ((1, 3, 1, 2, 5), 2), ((1, 2, 2, 2, 4), 2), ((2, 1, 2, 2, 4), 1)]
+)
+def test_temporal_shift(shape, n, dtype):
+    frames = np.random.default_rng(0).integers(1, 100, shape).astype("float64")
+    found = temporal_shift(tf.cast(frames, dtype), n)
+    assert found.dtype == dtype
+    found = tf.cast(found, "float64").numpy()
+    np.testing.assert_array_equal(found, shift_by_hand(frames, n))
+    assert not found[:, -1, ..., :n].any() and not found[:, 0, ..., n : 2 * n].any()
+    assert found[..., 2 * n :].all()
+
+
+def test_temporal_shift_of_no_channels_is_identity():
+    frames = tf.random.normal((1, 3, 2, 2, 4))
+    np.testing.assert_array_equal(temporal_shift(frames, 0), frames)
+
+
+def test_temporal_shift_gradient():
+    """The gradient goes back where the value came from: the same shift the other way round."""
+    frames, upstream = sample((2, 4, 2, 1, 6)), sample((2, 4, 2, 1, 6), seed=1)
+    found = gradient_of(lambda x: temporal_shift(x, 2), tf.constant(frames), upstream)
+    expected = shift_by_hand(upstream[:, ::-1], 2)[:, ::-1]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_temporal_shift_of_unknown_sizes():
+    run = tf.function(
+        lambda x: temporal_shift(x, 1), input_signature=[tf.TensorSpec((None, None, None, None, 5), "float32")]
+    )
+    for shape in [(1, 1, 2, 3, 5), (2, 4, 3, 1, 5)]:
+        frames = sample(shape, "float32")
+        np.testing.assert_array_equal(run(tf.cast(frames, "float32")), shift_by_hand(frames, 1).astype("float32"))
+
+
+def test_temporal_shift_refuses():
+    with pytest.raises(ValueError, match="Received: channels=3"):
+        temporal_shift(ops.zeros((1, 2, 2, 2, 3)), 2)
+    with pytest.raises(ValueError, match="Received: shape="):
+        temporal_shift(ops.zeros((2, 2, 2, 8)), 1)
