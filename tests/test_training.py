@@ -318,7 +318,7 @@ def test_groups_never_share_a_folder(monkeypatch, tmp_path):
     folders = []
     monkeypatch.setattr(loop.keras.backend, "clear_session", lambda: None)
     monkeypatch.setattr(loop, "groups", lambda data: ["a b", "a/b", "a_b", "..", "ä", "ö"])
-    monkeypatch.setattr(loop, "_train_one", lambda config, folder: folders.append(folder) or {})
+    monkeypatch.setattr(loop, "_train_one", lambda config, folder, strategy=None: folders.append(folder) or {})
     data = {"format": "clips", "root": "x", "annotations": "clips.csv", "holdout": "each"}
     loop.train(parse_config({"data": data, "train": {"run": str(tmp_path)}}), "name")
     assert len(set(folders)) == 6
@@ -332,7 +332,7 @@ def test_a_group_that_is_not_there_is_told(recipe, tmp_path, capsys):
 
 def test_a_run_is_named_after_its_config(clip_set, monkeypatch):
     seen = []
-    monkeypatch.setattr(loop, "_train_one", lambda config, folder: seen.append(folder) or {})
+    monkeypatch.setattr(loop, "_train_one", lambda config, folder, strategy=None: seen.append(folder) or {})
     config = parse_config({"data": {"format": "clips", "root": str(clip_set), "annotations": "clips.csv"}})
     loop.train(config, "demo")
     assert [str(folder) for folder in seen] == ["runs/demo"]

@@ -454,7 +454,7 @@ def _run(work, jobs, total, workers, progress):
             raise
 
 
-def prepare(root, *, train_per_class=64, validation_per_class=20, seed=0, frames=24, height=112, width=144,
+def prepare(root, *, train_per_class=128, validation_per_class=20, seed=0, frames=24, height=112, width=144,
             workers=None, progress=True):  # fmt: skip
     """Write the data set into `root`, laid out and annotated as Something-Something V2.
 
