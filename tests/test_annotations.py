@@ -78,6 +78,11 @@ class TestSomethingV2:
         write_v2(tmp_path, train=[{"id": n, "template": LABELS[0]} for n in ("1", "77")])
         assert read_annotations(v2_config(tmp_path)).train[1].path.endswith("/77.webm")
 
+    def test_clips_in_both_lists_are_told(self, tmp_path, caplog):
+        write_v2(tmp_path, validation=[{"id": "1", "template": LABELS[0]}])
+        assert len(read_annotations(v2_config(tmp_path)).validation) == 1
+        assert "1 clips are both in training and in validation" in caplog.text
+
     def test_byte_order_mark(self, tmp_path):
         write_v2(tmp_path, train="\ufeff" + json.dumps([{"id": "1", "template": LABELS[0]}]))
         assert len(read_annotations(v2_config(tmp_path)).train) == 1
@@ -110,7 +115,6 @@ class TestSomethingV2:
             ({"train": [{"id": "1", "template": "Flying"}]}, ["train.json:2", "unknown label 'Flying'"]),
             ({"train": [{"id": "../../etc/passwd", "template": LABELS[0]}]}, ["not a plain name"]),
             ({"train": [{"id": "1", "template": LABELS[0]}] * 2}, ["train.json:6: duplicate id '1'", "train.json:2"]),
-            ({"validation": [{"id": "1", "template": LABELS[0]}]}, ["validation.json:2: duplicate", "train.json:2"]),
             ({"labels": {LABELS[0]: "0", LABELS[1]: "2"}}, ["without gaps", "missing: [1]"]),
             ({"labels": {LABELS[0]: "0", LABELS[1]: "0"}}, ["index 0 twice"]),
             ({"labels": {LABELS[0]: "zero"}}, ["not a whole number", "zero"]),

@@ -189,9 +189,11 @@ def _read_something(data, root):
     label_path, *list_paths = (_annotation_file(data, root, part) for part in ("labels", "train", "validation"))
     labels = _labels_v2(label_path) if version_2 else _labels_v1(label_path)
     index = {text: number for number, text in enumerate(labels)}
-    seen = {}
-    lists = [_checked_list(path, _list_v2 if version_2 else _list_v1, index, label_path, seen) for path in list_paths]
-    locate = _locator(data, root, SOMETHING_V2_SUFFIXES if version_2 else ("",), seen)
+    lists = [_checked_list(path, _list_v2 if version_2 else _list_v1, index, label_path) for path in list_paths]
+    training, testing = ({clip_id for clip_id, _ in entries} for entries in lists)
+    if both := training & testing:
+        logger.warning("%d clips are both in training and in validation: its figures will flatter", len(both))
+    locate = _locator(data, root, SOMETHING_V2_SUFFIXES if version_2 else ("",), training | testing)
     kind = "video" if version_2 else "frames"
     clips = [[Clip(clip_id, locate(clip_id), label, kind) for clip_id, label in entries] for entries in lists]
     return DataSet(*clips, labels)
@@ -212,9 +214,9 @@ def _annotation_file(data, root, part):
     raise _not_there(data, f"the {part} list", looked)
 
 
-def _checked_list(path, read_list, index, label_path, seen):
-    """(id, label index) of one list. ``seen`` maps every id so far to its place, over both lists."""
-    faults, entries = _Faults(path), []
+def _checked_list(path, read_list, index, label_path):
+    """(id, label index) of one list."""
+    faults, entries, seen = _Faults(path), [], {}
     for line, clip_id, text in read_list(path, faults):
         if not re.fullmatch(r"\w[\w.-]*", clip_id):
             faults.add(line, f"the id {clip_id!r} is not a plain name")

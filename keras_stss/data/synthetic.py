@@ -446,9 +446,11 @@ def _run(work, jobs, total, workers, progress):
     with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
         task = bar.add_task("", total=total, completed=total - len(jobs))
         try:
-            for future in as_completed([pool.submit(work, *job) for job in jobs]):
+            for done, future in enumerate(as_completed([pool.submit(work, *job) for job in jobs]), 1):
                 future.result()
                 bar.advance(task)
+                if progress and done % 250 == 0 and not bar.console.is_terminal:  # a log file sees no bar move
+                    print(f"{total - len(jobs) + done} of {total} clips", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
