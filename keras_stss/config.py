@@ -79,7 +79,7 @@ class DataConfig(Section):
     )
     flip: bool = Field(True, description="training: mirror half of the clips whose label names no side or turn")
     workers: Positive = Field(default_factory=lambda: os.cpu_count() or 1, description="clips decoded at the same time")
-    max_unreadable: Share = Field(0.1, description="share of a set's clips that may be unreadable before the run stops")
+    max_unreadable: Share = Field(0.2, description="share of a set's clips that may be unreadable before the run stops")
 
     @field_validator("holdout", mode="before")
     @classmethod

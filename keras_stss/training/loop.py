@@ -221,8 +221,6 @@ class _Training:
             self.config.data,
             self.config.evaluate.batch_size,
         )
-        for path, reason in figures["unreadable"].items():
-            log.info("not evaluated: %s: %s", path, reason)
         best = self.state["best"]
         if best is None or figures["top1"] > best["top1"]:
             self.run.save_best(self.model)
