@@ -25,16 +25,14 @@ def order_accuracy(labels, logits):
 
 
 def main(runs):
-    print("| run | top-1 | order (chance 50 %) | clips/s in training |\n|---|---|---|---|")
+    print("| run | top-1 | order (chance 50 %) |\n|---|---|---|")
     for run in map(Path, runs):
         if not (run / "scores.npz").is_file():
             sys.exit(f"{run} has no scores yet: keras-stss evaluate {run}")
         with np.load(run / "scores.npz") as scores:
             labels, logits = scores["label"], scores["logits"]
         figures = json.loads((run / "evaluation.json").read_text())
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        speed = np.median([row["clips_per_second"] for row in rows])
-        print(f"| {run.name} | {figures['top1']:.1%} | {order_accuracy(labels, logits):.1%} | {speed:.0f} |")
+        print(f"| {run.name} | {figures['top1']:.1%} | {order_accuracy(labels, logits):.1%} |")
 
 
 if __name__ == "__main__":

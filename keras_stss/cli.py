@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -26,13 +27,14 @@ def main(arguments=None):
     # TensorFlow's own start-up notes would bury ours; a user's setting wins.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING)
     logging.getLogger("keras_stss").setLevel(logging.INFO)
     try:
         return options.command(options) or 0
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "; the same command goes on from the last checkpoint" if options.command is _train else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return 0
@@ -41,6 +43,17 @@ def main(arguments=None):
             raise
         print(f"keras-stss: {error}", file=sys.stderr)
         return MENDABLE
+
+
+def _parse(arguments):
+    """The options; overrides may stand anywhere on the line, which argparse alone does not allow."""
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    if left and (not hasattr(options, "overrides") or any(not re.match(r"\w+(\.\w+)*=", item) for item in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        options.overrides += left
+    return options
 
 
 def _is_mendable(error):
@@ -56,6 +69,7 @@ def _parser():
     train = commands.add_parser("train", help="train a model, or go on with a run")
     train.add_argument("--config", required=True, help="YAML file, or a bare name in configs/")
     train.add_argument("overrides", nargs="*", metavar="key.path=value", help="values to use instead of the file's")
+    train.add_argument("--json", action="store_true", help="print the last epoch's figures (of every fold) as JSON")
     train.set_defaults(command=_train)
 
     keys = commands.add_parser("keys", help="list every key of a config file with its default and meaning")
@@ -102,15 +116,20 @@ def _parser():
 
 def _train(options):
     config = load_config(options.config, options.overrides)
+    from keras_stss.data.annotations import check_there
+
+    check_there(config.data)  # before TensorFlow starts, which takes longer than to see that the data is not there
     from keras_stss.training.loop import train
 
-    result = train(config, Path(options.config).stem)
-    if isinstance(result, list):
+    result = train(config, Path(options.config).stem, sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(json.dumps(result))
+    elif isinstance(result, list):
         _print_folds(result)
     else:
         print(
-            f"done: validation top-1 {result['val_top1']:.1%} after {result['epoch']} epochs "
-            f"(best epoch {result['best_epoch']}); everything lies in {result['run']}"
+            f"done: validation top-1 {result['val_top1']:.1%} after {result['epoch']} epochs; best.keras is of epoch "
+            f"{result['best_epoch']}; everything lies in {result['run']}"
         )
 
 
@@ -149,6 +168,7 @@ def _evaluate(options):
     from keras_stss.data.annotations import DataError, read_annotations
     from keras_stss.evaluation.evaluate import Scorer, evaluate
     from keras_stss.models import load_model
+    from keras_stss.training.progress import Counter
     from keras_stss.training.run import read_run, write_atomically
 
     run, config, labels = read_run(options.run)
@@ -162,7 +182,8 @@ def _evaluate(options):
             f"the data set's {len(data_set.labels)} labels are not those that the run was trained on ({len(labels)})"
         )
     scorer = Scorer(load_model(run.folder))
-    figures, scores = evaluate(scorer, data_set.validation, labels, config.data, config.evaluate.batch_size)
+    counter = Counter(len(data_set.validation), "evaluated", sys.stderr)
+    figures, scores = evaluate(scorer, data_set.validation, labels, config.data, config.evaluate.batch_size, counter)
     write_atomically(run.folder / "evaluation.json", json.dumps(figures, indent=1) + "\n")
     run.save_scores(scores)
     if options.json:

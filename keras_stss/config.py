@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -21,7 +21,12 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would take the last."""
+    """YAML as people read it: 1e-4 is a number, and 010, on or 2020-01-01 are text; no key is given twice.
+
+    PyYAML's own rules (YAML 1.1) make 010 the number 8 and ``on`` true, so a group called 010 would be lost unseen.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {}
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
@@ -31,6 +36,19 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"the key {key.value} is given twice", key.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+)|[-+]?\.inf|\.nan", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+#: Types of keys that hold text.
+TEXT = (str, str | None)
 
 
 class ConfigError(ValueError):
@@ -44,10 +62,12 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_no_number(cls, value, info):
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+    def _numbers_and_names(cls, value, info):
+        kind = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and kind is not bool:
             raise ValueError("must not be true or false")
-        return value
+        # A folder or group may be called 7.
+        return str(value) if kind in TEXT and isinstance(value, int | float) else value
 
 
 class DataConfig(Section):
@@ -80,11 +100,6 @@ class DataConfig(Section):
     flip: bool = Field(True, description="training: mirror half of the clips whose label names no side or turn")
     workers: Positive = Field(default_factory=lambda: os.cpu_count() or 1, description="clips decoded at the same time")
     max_unreadable: Share = Field(0.2, description="share of a set's clips that may be unreadable before the run stops")
-
-    @field_validator("holdout", mode="before")
-    @classmethod
-    def _group_names_are_text(cls, value):
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("scales")
     @classmethod
@@ -121,7 +136,6 @@ class SelfyConfig(Section):
     strides: Annotated[int, Field(ge=1, le=2)] = Field(2, description="stride of the convolution before the comparison")
     extraction_channels: tuple[Positive, ...] = Field((4, 16, 64, 64), min_length=1)
     integration_channels: tuple[Positive, ...] = Field((64, 64, 64, 64), min_length=1)
-    implementation: Literal["auto", "reference"] = "auto"
     variant: Literal["paper", "released"] = Field(
         "paper", description="released: as the authors' code, to load their weights"
     )
@@ -232,10 +246,6 @@ class TrainConfig(Section):
     def _fits(self):
         if self.strategy == "one" and self.devices:
             raise ValueError("devices belong to strategy 'mirrored'")
-        if self.schedule.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs must be below epochs. Received: {self.schedule.warmup_epochs} of {self.epochs}"
-            )
         return self
 
 
@@ -343,11 +353,21 @@ def _apply_override(values, override):
     key, separator, text = override.partition("=")
     if not separator or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise ConfigError(f"an override must read key.path=value, for example train.epochs=10. Received: {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"the value of {key} is not valid YAML. Received: {text!r}") from None
+    if _kind_at(key.split(".")) in TEXT and text[:1] not in "'\"":
+        value = None if text in ("", "null", "~") else text  # as it stands: a group 010 is not the number 8
+    else:
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError:
+            raise ConfigError(f"the value of {key} is not valid YAML. Received: {text!r}") from None
     set_key(values, key, value)
+
+
+def _kind_at(location):
+    """The type of a key, or None where there is no such key."""
+    section = _section_at(location[:-1])
+    field = section.model_fields.get(location[-1]) if section else None
+    return field.annotation if field else None
 
 
 def set_key(values, key, value):

@@ -97,7 +97,7 @@ def test_a_missing_key_is_named():
     ("key", "value"),
     [
         ("data.format", "kinetics"),
-        ("data.root", 5),
+        ("data.root", [5]),
         ("data.frames", 0),
         ("data.frames", 2.5),
         ("data.resize", [240]),
@@ -147,7 +147,6 @@ def test_a_missing_key_is_named():
         ("model.insert.res3.selfy.similarity", "euclidean"),
         ("model.insert.res3.selfy.extraction_channels", []),
         ("model.insert.res3.selfy.integration_channels", [0]),
-        ("model.insert.res3.selfy.implementation", "fast"),
         ("model.insert.res3.selfy.variant", "mine"),
         ("model.insert.res3", {}),
     ],
@@ -185,7 +184,6 @@ def test_yes_is_no_count(key):
         (values(train={"schedule": {"kind": "cosine", "milestones": [3]}}), "milestones belong to kind 'step'"),
         (values(train={"schedule": {"milestones": [5, 3]}}), "milestones must rise"),
         (values(train={"schedule": {"milestones": [3, 3]}}), "milestones must rise"),
-        (values(train={"epochs": 3, "schedule": {"warmup_epochs": 3}}), "below epochs. Received: 3.0 of 3"),
         (values(train={"strategy": "one", "devices": ["GPU:0"]}), "devices belong to strategy 'mirrored'"),
     ],
 )
@@ -403,3 +401,21 @@ def test_the_schema_needs_neither_keras_nor_tensorflow():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["7", "01", "010", "1_0", "on", "7.5", "2020-01-01", "1e3"])
+def test_a_group_is_called_what_it_is_called(tmp_path, name):
+    """YAML 1.1 would make 010 the number 8, and hold out another group without a word."""
+    path = tmp_path / "a.yaml"
+    path.write_text("data: {format: clips, root: x, annotations: c.csv}\n")
+    assert load_config(path, [f"data.holdout={name}"]).data.holdout == name
+    if name not in ("7.5", "1e3"):  # numbers in the file itself; on the command line they are text
+        path.write_text(f"data: {{format: clips, root: x, annotations: c.csv, holdout: {name}}}\n")
+        assert load_config(path).data.holdout == name
+
+
+def test_small_numbers_as_people_write_them(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("data: {format: something_v2, root: x}\ntrain: {weight_decay: 1e-4}\n")
+    assert load_config(path, ["train.learning_rate=2e-3"]).train.learning_rate == 2e-3
+    assert load_config(path).train.weight_decay == 1e-4

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_stss.data import decode
-from keras_stss.data.decode import ClipError, count_frames, read_frames
+from keras_stss.data.decode import ClipError, read_frames
 
 CODECS = {"libx264": "mp4", "libvpx-vp9": "webm", "mpeg4": "avi", "mjpeg": "mkv"}
 
@@ -84,7 +84,6 @@ class TestVideos:
         frames = read_all(path)
         assert frames.shape == (30, 32, 48, 3) and frames.dtype == np.uint8
         assert indices_of(frames) == list(range(30))
-        assert count_frames(path, "video") == 30
         wanted = [0, 3, 3, 17, 29]
         assert indices_of(read_frames(path, "video", lambda n: wanted)) == wanted
         assert indices_of(read_frames(path, "video", lambda n: [4])) == [4]
@@ -279,7 +278,6 @@ class TestFolders:
         (tmp_path / "frames" / "._img_1.jpg").write_bytes(b"leftover")
         (tmp_path / "frames" / "notes.txt").write_text("no frame")
         assert indices_of(read_all(path, "frames")) == list(range(12))
-        assert count_frames(path, "frames") == 12
         assert indices_of(read_frames(path, "frames", lambda n: [0, 5, 5, n - 1])) == [0, 5, 5, 11]
 
     def test_png(self, tmp_path):

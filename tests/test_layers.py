@@ -381,11 +381,6 @@ def test_conv_bn_learns_as_pytorch_does():
     np.testing.assert_allclose(layer.bn.moving_variance, 0.9 * variance + 0.1 * now[1], rtol=1e-5, atol=1e-6)
 
 
-def test_zero_gamma_starts_silent():
-    np.testing.assert_array_equal(ConvBN(3, 3, zero_gamma=True)(sample((2, 5, 5, 2))), 0.0)
-    assert np.any(ConvBN(3, 3)(sample((2, 5, 5, 2))))
-
-
 MAP_CONVS = pytest.mark.parametrize(
     ("size", "kernel", "strides", "padding"),
     [
@@ -555,11 +550,35 @@ def test_constructors_refuse(layer, arguments, received):
 @pytest.mark.parametrize(
     ("layer", "shape", "says"),
     [
-        (MapConvBN(3, 3), (None, None, None, 2), "must be known"),
+        (MapConvBN(3, 3), (None, None, None, 2), "U and V known"),
         (MapConvBN(3, 5, padding="valid"), (2, 4, 7, 2), "does not fit"),
-        (ConvExtractor(), (1, 2, 3, 3, 2, None, 9), "must be known"),
+        (ConvExtractor(), (1, 2, 3, 3, 2, None, 9), "U and V known"),
     ],
 )
 def test_build_refuses(layer, shape, says):
     with pytest.raises(ValueError, match=f"{says}.*Received: shape="):
         layer.build(shape)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (ConvExtractor(), (1, 1, 2, 2, 5, 9)),
+        (ConvExtractor(), (1, 1, 2, 2, 5, 9, None)),
+        (ConvIntegrator(3), (1, 2, 4, 4, 6)),
+        (TemporalShift(), (2, 4, 4, 8)),
+        (TemporalShift(), (2, 3, 4, 4, None)),
+        (SpatioTemporalSelfSimilarity(), (2, 4, 4, 8)),
+        (SELFYBlock(), (2, 4, 4, 8)),
+        (SELFYBlock(), (2, 3, 4, 4, None)),
+    ],
+)
+def test_shapes_are_refused_by_name(layer, shape):
+    with pytest.raises(ValueError, match=r"must have shape \(B, T, H, W.*Received: shape="):
+        layer.build(shape)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_block_in_one_dtype_throughout(dtype):
+    block = SELFYBlock(window=(3, 3), channels=4, extraction_channels=(4,), integration_channels=(4,), dtype=dtype)
+    assert block(sample((1, 3, 4, 4, 4)).astype("float32")).dtype == dtype

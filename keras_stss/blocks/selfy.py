@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_stss.layers import ConvBN, ConvExtractor, ConvIntegrator, SpatioTemporalSelfSimilarity
 from keras_stss.layers.integrate import check_integration
-from keras_stss.ops.sizes import sizes
+from keras_stss.ops.sizes import check_shape, sizes
 
 
 @keras.saving.register_keras_serializable(package="keras_stss")
@@ -63,6 +63,7 @@ class SELFYBlock(keras.layers.Layer):
         self.extract = ConvExtractor(extraction_channels, dtype=policy, name="extract")
 
     def build(self, input_shape):
+        check_shape(input_shape, "B T H W C", known=("C",))
         self.integrate = ConvIntegrator(
             input_shape[-1],
             self.integration_channels,

@@ -24,7 +24,8 @@ SOMETHING_V2_SUFFIXES = (".webm", ".mp4", ".avi", ".mkv")  # the first that is t
 SHOWN = 5  # faults spelled out in a message; the rest is counted
 SPLIT_SEED = 0  # fixed: every run on a file of clips must hold out the same ones
 
-_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "validation"}
+_SPLITS = dict.fromkeys(("train", "training"), "train")
+_SPLITS |= dict.fromkeys(("val", "valid", "validation", "test", "testing"), "validation")
 _PAGE = (
     "the Something-Something page of Qualcomm's developer site, "
     "https://www.qualcomm.com/developer/software/something-something-v-2-dataset"
@@ -96,9 +97,8 @@ def read_annotations(data: DataConfig, holdout: str | None = None) -> DataSet:
     Raises:
         DataError: where the data set is not there, or naming file and line of what is wrong with it.
     """
+    check_there(data)
     root = Path(data.root)
-    if not root.is_dir():
-        raise _not_there(data, f"the folder {root} (data.root)", [root])
     if data.format == "clips":
         data_set = _read_clips(data, root, holdout if holdout is not None else data.holdout)
     elif holdout is not None:
@@ -110,6 +110,16 @@ def read_annotations(data: DataConfig, holdout: str | None = None) -> DataSet:
         names = ", ".join(repr(data_set.labels[index]) for index in untrained[:SHOWN])
         logger.warning("%d of %d labels have no training clip: %s", len(untrained), len(data_set.labels), names)
     return data_set
+
+
+def check_there(data: DataConfig):
+    """Reads nothing, but raises :class:`DataError` where the folder or its annotation files are missing."""
+    root = Path(data.root)
+    if not root.is_dir():
+        raise _not_there(data, f"the folder {root} (data.root)", [root.absolute()])
+    if data.format != "clips":
+        for part in ("labels", "train", "validation"):
+            _annotation_file(data, root, part)
 
 
 def groups(data: DataConfig) -> list[str]:
@@ -276,7 +286,7 @@ def _labels_v2(path):
         elif int(number) in texts:
             faults.add(1, f"index {int(number)} twice: {texts[int(number)]!r} and {text!r}")
         else:
-            texts[int(number)] = _tidy(text)
+            texts[int(number)] = _tidy(re.sub(r"[\[\]]", "", text))
     faults.raise_any()
     if not texts:
         raise DataError(f"{path} names no label")
@@ -356,7 +366,9 @@ class _ClipTable:
         # Spreadsheets write semicolons where the comma is the decimal sign.
         delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)
         rows = _rows(self.path, text, delimiter)
-        _, self.header = next(rows, (1, []))
+        _, header = next(rows, (1, []))
+        # The group column is named by the user as it stands; the others in any case.
+        self.header = [name.lower() if name.lower() in ("path", "label", "split") else name for name in header]
         self._check_header()
         self.has_groups, self.has_splits = data.group_column in self.header, "split" in self.header
         self.rows = self._checked(rows)
@@ -398,8 +410,9 @@ class _ClipTable:
         empty = [name for name in ("path", "label") if not row[name]]
         if empty:
             return f"empty {' and '.join(empty)}"
-        if "\0" in path or os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] in ("..", "."):
-            return f"the path {path!r} leaves the folder of the data set"
+        # An absolute path says plainly where it leads; one that climbs out of the folder is more likely a mistake.
+        if "\0" in path or os.path.normpath(path).split(os.sep)[0] in ("..", "."):
+            return f"the path {path!r} leaves the folder of the data set (an absolute path may name any place)"
         if self.has_splits and row["split"].lower() not in _SPLITS:
             return f"split must be train, val, validation or test. Received: {row['split']!r}"
         if self.has_groups and not row[self.data.group_column]:

@@ -33,26 +33,6 @@ class ClipError(Exception):
     """A clip that cannot be read; the text is the reason, without the path."""
 
 
-def count_frames(path, kind):
-    """Number of frames that are really there.
-
-    Args:
-        path: video file or folder of frames.
-        kind: ``"video"`` or ``"frames"``.
-
-    Raises:
-        ClipError: where the clip cannot be read.
-    """
-    counted = []
-
-    def choose_last(count):
-        counted.append(count)
-        return [count - 1]
-
-    read_frames(path, kind, choose_last)
-    return counted[-1]
-
-
 def read_frames(path, kind, choose):
     """Decodes some frames of a clip at their native size.
 

@@ -81,7 +81,7 @@ class Unreadable:
             shown.append(f"  and {count - len(shown)} more")
         raise TooManyUnreadable(
             f"{count} of {self.total} clips cannot be read ({count / self.total:.1%}); "
-            f"data.max_unreadable allows {self.max_share:.1%}\n" + "\n".join(shown)
+            f"data.max_unreadable={self.max_share:g} allows {self.max_share:.1%}\n" + "\n".join(shown)
         )
 
     @contextlib.contextmanager

@@ -35,12 +35,11 @@ class ConvBN(keras.layers.Layer):
         strides: one number or two.
         padding: ``"same"`` pads by (kernel - 1) // 2 on all sides; ``"valid"`` not at all.
         activation: name of an activation, or None.
-        zero_gamma: start the normalisation's scale at zero, so that the layer gives zero at first.
 
     Input shape: (…, H, W, C). Output shape: (…, H', W', filters), H' = (H + 2p - kernel) // stride + 1.
     """
 
-    def __init__(self, filters, kernel_size, strides=1, padding="same", activation="relu", zero_gamma=False, **kwargs):
+    def __init__(self, filters, kernel_size, strides=1, padding="same", activation="relu", **kwargs):
         super().__init__(**kwargs)
         check_padding(padding, kernel_size)
         self.filters = filters
@@ -48,7 +47,6 @@ class ConvBN(keras.layers.Layer):
         self.strides = strides
         self.padding = padding
         self.activation = activation
-        self.zero_gamma = zero_gamma
         radii = [(side - 1) // 2 for side in pair(kernel_size)]
         # With stride 1 'same' is already symmetric and cheaper than a pad of its own.
         by_hand = padding == "same" and max(pair(strides)) > 1 and max(radii) > 0
@@ -64,9 +62,7 @@ class ConvBN(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="conv",
         )
-        self.bn = keras.layers.BatchNormalization(
-            **BN, gamma_initializer="zeros" if zero_gamma else "ones", dtype=self.dtype_policy, name="bn"
-        )
+        self.bn = keras.layers.BatchNormalization(**BN, dtype=self.dtype_policy, name="bn")
 
     def _folded_shape(self, shape):
         pads = self.pad or [(0, 0)] * 4
@@ -96,5 +92,4 @@ class ConvBN(keras.layers.Layer):
             "strides": self.strides,
             "padding": self.padding,
             "activation": self.activation,
-            "zero_gamma": self.zero_gamma,
         }

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_stss.layers.map_conv import MapConvBN
+from keras_stss.ops.sizes import check_shape
 
 
 @keras.saving.register_keras_serializable(package="keras_stss")
@@ -26,9 +27,7 @@ class ConvExtractor(keras.layers.Layer):
         self.channels = channels
 
     def build(self, input_shape):
-        sides = tuple(input_shape[-2:])
-        if None in sides:
-            raise ValueError(f"the window (U, V) must be known. Received: shape={tuple(input_shape)}")
+        check_shape(input_shape, "B T H W L U V", known=("U", "V"))
         shape = (*input_shape, 1)
         self.convs = []
         for number, filters in enumerate(self.channels):

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_stss.layers.conv_bn import BN, ConvBN
 from keras_stss.layers.fold import fold, unfold
-from keras_stss.ops.sizes import sizes
+from keras_stss.ops.sizes import check_shape, sizes
 
 VARIANTS = ("paper", "released")
 
@@ -61,6 +61,7 @@ class ConvIntegrator(keras.layers.Layer):
         return self.convs if self.variant == "paper" else self.convs[:-1]
 
     def build(self, input_shape):
+        check_shape(input_shape, "B T H W L C", known=("L", "C"))
         batch, time, height, width, offsets, channels = input_shape
         shape = (batch, time, offsets, height, width, channels)
         for conv in self._per_offset():

@@ -90,9 +90,9 @@ class MapConvBN(keras.layers.Layer):
             for moving, value in ((bn.moving_mean, mean), (bn.moving_variance, variance)):
                 moving.assign(moving * bn.momentum + ops.cast(value, moving.dtype) * (1.0 - bn.momentum))
         else:
-            mean, variance = ops.convert_to_tensor(bn.moving_mean), ops.convert_to_tensor(bn.moving_variance)
-        scale = ops.convert_to_tensor(bn.gamma) * ops.rsqrt(variance + bn.epsilon)
-        shift = ops.convert_to_tensor(bn.beta) - mean * scale
+            mean, variance = ops.cast(bn.moving_mean, "float32"), ops.cast(bn.moving_variance, "float32")
+        scale = ops.cast(bn.gamma, "float32") * ops.rsqrt(variance + bn.epsilon)
+        shift = ops.cast(bn.beta, "float32") - mean * scale
         return ops.cast(wide * ops.tile(scale, copies) + ops.tile(shift, copies), dtype)
 
     def _by_channel(self, wide, copies):

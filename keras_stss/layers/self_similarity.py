@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_stss.ops.sizes import check_shape
 from keras_stss.ops.stss import check_arguments, stss
 
 
@@ -32,6 +33,9 @@ class SpatioTemporalSelfSimilarity(keras.layers.Layer):
         self.window = window
         self.similarity = similarity
         self.implementation = implementation
+
+    def build(self, input_shape):
+        check_shape(input_shape, "B T H W C")
 
     def call(self, features):
         return stss(features, self.temporal_offsets, self.window, self.similarity, self.implementation)

@@ -3,6 +3,7 @@
 import keras
 
 from keras_stss.ops.shift import temporal_shift
+from keras_stss.ops.sizes import check_shape
 
 
 @keras.saving.register_keras_serializable(package="keras_stss")
@@ -18,9 +19,12 @@ class TemporalShift(keras.layers.Layer):
 
     def __init__(self, divisor=8, **kwargs):
         super().__init__(**kwargs)
-        if divisor < 2:
-            raise ValueError(f"divisor must be at least 2. Received: divisor={divisor}")
+        if not isinstance(divisor, int) or divisor < 2:
+            raise ValueError(f"divisor must be a whole number from 2. Received: divisor={divisor!r}")
         self.divisor = divisor
+
+    def build(self, input_shape):
+        check_shape(input_shape, "B T H W C", known=("C",))
 
     def call(self, frames):
         return temporal_shift(frames, frames.shape[-1] // self.divisor)

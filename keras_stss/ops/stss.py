@@ -1,5 +1,8 @@
 """Spatio-temporal self-similarity behind one signature."""
 
+import keras
+from keras import ops
+
 from keras_stss.ops import reference
 
 SIMILARITIES = ("cosine", "dot")
@@ -32,18 +35,27 @@ def stss(
         ValueError: naming the argument that cannot be used.
     """
     temporal_offsets, window = check_arguments(temporal_offsets, window, similarity, implementation)
-    if len(features.shape) != 5:
-        raise ValueError(f"features must have shape (B, T, H, W, C). Received: shape={tuple(features.shape)}")
+    if isinstance(features, keras.KerasTensor):
+        raise ValueError(
+            "stss computes values; in a functional model use the layer keras_stss.layers.SpatioTemporalSelfSimilarity. "
+            f"Received: {features}"
+        )
+    features = ops.convert_to_tensor(features)
+    dtype = keras.backend.standardize_dtype(features.dtype)
+    if len(features.shape) != 5 or "float" not in dtype:
+        raise ValueError(
+            f"features must be floating-point (B, T, H, W, C). Received: shape={tuple(features.shape)}, dtype={dtype}"
+        )
     return reference.stss(features, temporal_offsets, window, similarity)
 
 
 def check_arguments(temporal_offsets, window, similarity, implementation):
     """Offsets and window as tuples of int; raises ValueError for what :func:`stss` cannot use."""
-    offsets = tuple(int(offset) for offset in temporal_offsets)
-    if not offsets or len(set(offsets)) != len(offsets) or list(offsets) != list(temporal_offsets):
+    offsets = _integers(temporal_offsets)
+    if not offsets or len(set(offsets)) != len(offsets):
         raise ValueError(f"temporal_offsets must be distinct integers. Received: temporal_offsets={temporal_offsets}")
-    sides = tuple(window)
-    if len(sides) != 2 or any(side != int(side) or side < 1 or side % 2 == 0 for side in sides):
+    sides = _integers(window)
+    if sides is None or len(sides) != 2 or any(side < 1 or side % 2 == 0 for side in sides):
         raise ValueError(f"window must be two odd positive numbers (U, V). Received: window={window}")
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {SIMILARITIES}. Received: similarity={similarity!r}")
@@ -51,4 +63,14 @@ def check_arguments(temporal_offsets, window, similarity, implementation):
         raise ValueError(
             f"implementation must be one of {IMPLEMENTATIONS}. Received: implementation={implementation!r}"
         )
-    return offsets, tuple(int(side) for side in sides)
+    return offsets, sides
+
+
+def _integers(values):
+    """The values as a tuple of int, or None where they are no sequence of integers."""
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+        return None
+    values = tuple(values)
+    if any(isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) for value in values):
+        return None
+    return tuple(int(value) for value in values)

@@ -3,13 +3,16 @@
 import json
 import logging
 import math
+import os
 import re
+import sys
 import time
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
+from keras_stss.config import ConfigError
 from keras_stss.data.annotations import groups, read_annotations
 from keras_stss.data.pipeline import Unreadable, training_stream
 from keras_stss.evaluation.evaluate import Scorer, evaluate
@@ -17,7 +20,7 @@ from keras_stss.models import build_model, load_model, transfer_weights
 from keras_stss.training.checkpoint import Checkpoints
 from keras_stss.training.distribute import average_statistics, make_strategy
 from keras_stss.training.optimizer import MomentumSGD, learning_rate
-from keras_stss.training.progress import ProgressLine
+from keras_stss.training.progress import Counter, ProgressLine
 from keras_stss.training.run import Run, write_atomically
 from keras_stss.training.step import make_step
 
@@ -31,12 +34,13 @@ class TrainingDiverged(RuntimeError):
     """The loss is no number any more."""
 
 
-def train(config, name):
+def train(config, name, stream=sys.stdout):
     """Trains as the config says, or goes on with the run in its folder.
 
     Args:
         config: :class:`keras_stss.config.Config`.
         name: name of the config, which names the run's folder where ``train.run`` does not.
+        stream: text stream for the progress.
 
     Returns:
         The last line of the run's metrics.jsonl, with ``"run"``, its folder; with ``data.holdout: each`` a list of
@@ -46,28 +50,36 @@ def train(config, name):
         ConfigError, DataError: for what the user can mend. TrainingDiverged: on a loss that is no number.
     """
     folder = Path(config.train.run or Path("runs") / name)
+    config = _with_absolute_paths(config)
     if config.data.holdout != "each":
-        return _train_one(config, folder)
+        return _train_one(config, folder, stream)
     results, strategy = [], make_strategy(config.train)
     for number, group in enumerate(groups(config.data), 1):
         fold = config.model_copy(update={"data": config.data.model_copy(update={"holdout": group})})
-        print(f"— testing on group {group}", flush=True)
+        print(f"— testing on group {group}", file=stream, flush=True)
         plain = re.sub("[^A-Za-z0-9_.-]+", "_", group)
         name = plain if plain == group else f"{number}-{plain}"  # groups that differ never share a folder
-        results.append({"holdout": group, **_train_one(fold, folder / f"holdout-{name}", strategy)})
+        results.append({"holdout": group, **_train_one(fold, folder / f"holdout-{name}", stream, strategy)})
         keras.backend.clear_session()
     write_atomically(folder / "folds.json", json.dumps(results, indent=1) + "\n")
     return results
 
 
-def _train_one(config, folder, strategy=None):
+def _with_absolute_paths(config):
+    """The config as its run keeps it: a run is evaluated and continued from any working directory."""
+    data = config.data.model_copy(update={"root": os.path.abspath(config.data.root)})
+    init = config.model.init and os.path.abspath(config.model.init)
+    return config.model_copy(update={"data": data, "model": config.model.model_copy(update={"init": init})})
+
+
+def _train_one(config, folder, stream, strategy=None):
     data_set = read_annotations(config.data)
     strategy = strategy or make_strategy(config.train)
     run = Run(folder)
     run.open(config, data_set.labels)
     handler = run.log_to_file()
     try:
-        return {"run": str(folder), **_Training(config, data_set, strategy, run).go()}
+        return {"run": str(folder), **_Training(config, data_set, strategy, run, stream).go()}
     finally:
         logging.getLogger("keras_stss").removeHandler(handler)
         handler.close()
@@ -76,8 +88,8 @@ def _train_one(config, folder, strategy=None):
 class _Training:
     """The state of a run in this process."""
 
-    def __init__(self, config, data_set, strategy, run):
-        self.config, self.data_set, self.strategy, self.run = config, data_set, strategy, run
+    def __init__(self, config, data_set, strategy, run, stream):
+        self.config, self.data_set, self.strategy, self.run, self.stream = config, data_set, strategy, run, stream
         # The same seed gives the same weights, dropout and stream; each clip's draws depend on its position alone.
         keras.utils.set_random_seed(config.train.seed)
         with strategy.scope():
@@ -91,12 +103,18 @@ class _Training:
         variables = [*self.model.variables, *self.optimizer.variables]
         self.checkpoints = Checkpoints(run.checkpoints, variables, config.train.keep_checkpoints)
         # `sums` are those of the epoch so far; `position` is the stream's next clip.
-        self.state = {"step": 0, "position": 0, "best": None, "sums": {"loss": 0.0, "correct": 0, "steps": 0}}
+        nothing = {"loss": 0.0, "correct": 0, "steps": 0}
+        self.state = {"clips": len(data_set.train), "step": 0, "position": 0, "best": None, "sums": nothing}
         self.bad_steps = 0
 
     def go(self):
         restored = self.checkpoints.restore()
         if restored:
+            if restored["clips"] != len(self.data_set.train):
+                raise ConfigError(
+                    f"{self.run.folder} was begun on {restored['clips']} training clips; the data set has "
+                    f"{len(self.data_set.train)} now. Name another folder with train.run=…"
+                )
             self.state = restored
             self.unreadable.restore(restored.get("unreadable", {}))
             log.info("continuing at step %d of %d", restored["step"], self.total_steps)
@@ -112,7 +130,7 @@ class _Training:
             f"{self.model.count_params():,}", self.config.train.epochs, self.steps_per_epoch,
             self.strategy.num_replicas_in_sync,
         )  # fmt: skip
-        with ProgressLine(self.total_steps, self.state["step"]) as progress, self.unreadable.explained():
+        with ProgressLine(self.total_steps, self.state["step"], self.stream) as progress, self.unreadable.explained():
             self.writer = tf.summary.create_file_writer(str(self.run.events))
             self._run_epochs(progress)
             self.writer.close()
@@ -214,15 +232,14 @@ class _Training:
 
     def _evaluate(self, progress, epoch):
         average_statistics(self.model)
+        clips, config = self.data_set.validation, self.config
+        counter = Counter(len(clips), "evaluated", self.stream)
         figures, _ = evaluate(
-            self.scorer,
-            self.data_set.validation,
-            self.data_set.labels,
-            self.config.data,
-            self.config.evaluate.batch_size,
+            self.scorer, clips, self.data_set.labels, config.data, config.evaluate.batch_size, counter
         )
         best = self.state["best"]
-        if best is None or figures["top1"] > best["top1"]:
+        # Where a group is held out to measure on it, its clips must not choose the epoch: the last one counts.
+        if best is None or config.data.holdout or figures["top1"] > best["top1"]:
             self.run.save_best(self.model)
             self.state["best"] = {"epoch": epoch, "top1": figures["top1"]}
         row = {f"val_{key}": figures[key] for key in ("top1", "top5", "mean_class", "loss", "clips")}

@@ -1,6 +1,5 @@
 """What a run shows while it works."""
 
-import sys
 import time
 
 from rich.console import Console
@@ -10,19 +9,38 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 LINE_INTERVAL = 10.0
 
 
+class Counter:
+    """Clips done, told now and then: a call with the number done prints a line where the last is long ago.
+
+    Args:
+        total: clips in all.
+        verb: what is done to them.
+        stream: text stream.
+    """
+
+    def __init__(self, total, verb, stream):
+        self.total, self.verb, self.stream, self.last_line = total, verb, stream, time.monotonic()
+
+    def __call__(self, done):
+        if time.monotonic() - self.last_line >= LINE_INTERVAL:
+            self.last_line = time.monotonic()
+            print(f"{done} of {self.total} clips {self.verb}", file=self.stream, flush=True)
+
+
 class ProgressLine:
     """Loss, accuracy, throughput and time left: a bar on a terminal, a line now and then elsewhere.
 
     Args:
         total: steps of the whole run.
         done: steps done before this process began.
+        stream: text stream.
     """
 
-    def __init__(self, total, done=0):
+    def __init__(self, total, done, stream):
         self.total, self.first, self.began = total, done, time.monotonic()
         self.clips = 0
         self.last_line = self.began
-        self.console = Console(file=sys.stdout)
+        self.console = Console(file=stream)
         self.bar = None
         if self.console.is_terminal:
             columns = (

@@ -18,6 +18,7 @@ FREE_KEYS = (
     "train.run",
     "train.keep_checkpoints",
     "train.checkpoint_steps",
+    "model.init",  # where the weights came from at the start
 )
 
 
