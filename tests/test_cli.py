@@ -256,3 +256,12 @@ def test_ctrl_c_and_a_closed_pipe_end_quietly(monkeypatch, capsys):
     monkeypatch.setattr(cli, "load_config", raising(OSError(28, "No space left on device", "runs/x")))
     assert main(["train", "--config", "x"]) == 2
     assert capsys.readouterr().err == "keras-stss: [Errno 28] No space left on device: 'runs/x'\n"
+
+
+def test_overrides_may_stand_anywhere(run, capsys):
+    assert main(["evaluate", str(run), "--json", "evaluate.batch_size=3"]) == 0
+    assert json.loads(capsys.readouterr().out)["clips"] > 0
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(run), "--jsom", "evaluate.batch_size=3"])
+    assert stop.value.code == 2
+    assert "--jsom" in capsys.readouterr().err

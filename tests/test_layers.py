@@ -550,7 +550,7 @@ def test_constructors_refuse(layer, arguments, received):
 @pytest.mark.parametrize(
     ("layer", "shape", "says"),
     [
-        (MapConvBN(3, 3), (None, None, None, 2), "U and V known"),
+        (MapConvBN(3, 3), (None, None, None, 2), "must be known"),
         (MapConvBN(3, 5, padding="valid"), (2, 4, 7, 2), "does not fit"),
         (ConvExtractor(), (1, 2, 3, 3, 2, None, 9), "U and V known"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_stss.cli import main
-from keras_stss.config import parse_config
+from keras_stss.config import load_config, parse_config
 from keras_stss.models import load_model
 from keras_stss.training import loop
 from keras_stss.training.loop import TrainingDiverged
@@ -231,7 +231,7 @@ def test_unreadable_clips_are_counted_logged_and_left_out(recipe, own_set, tmp_p
 def test_too_many_unreadable_clips_end_the_run(recipe, own_set, tmp_path, capsys):
     damage(own_set)
     code = train(recipe(own_set, **{"train.epochs": 1}))
-    message = refused(capsys, code, "clips cannot be read", "data.max_unreadable allows 10.0%")
+    message = refused(capsys, code, "clips cannot be read", "data.max_unreadable=0.2 allows 20.0%")
     assert str(own_set) in message
     assert "keras-stss: " in message
     assert not (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -314,11 +314,20 @@ def test_each_group_is_held_out_in_turn(recipe, tmp_path, capsys):
     assert total.split()[1:] == ["25", f"{right / 25:.1%}"]
 
 
+def test_clips_that_are_held_out_do_not_choose_the_epoch(recipe, clip_set, tmp_path, monkeypatch):
+    """… and the run knows its data from any working directory, whatever way its root was named."""
+    monkeypatch.chdir(clip_set.parent)
+    assert train(recipe(**{"data.root": clip_set.name, "data.holdout": "A", "train.epochs": 3})) == 0
+    assert [row["best_epoch"] for row in rows(tmp_path / "run")] == [1, 2, 3]
+    kept = load_config(tmp_path / "run" / "config.yaml")
+    assert kept.data.root == str(clip_set)
+
+
 def test_groups_never_share_a_folder(monkeypatch, tmp_path):
     folders = []
     monkeypatch.setattr(loop.keras.backend, "clear_session", lambda: None)
     monkeypatch.setattr(loop, "groups", lambda data: ["a b", "a/b", "a_b", "..", "ä", "ö"])
-    monkeypatch.setattr(loop, "_train_one", lambda config, folder, strategy=None: folders.append(folder) or {})
+    monkeypatch.setattr(loop, "_train_one", lambda config, folder, *_: folders.append(folder) or {})
     data = {"format": "clips", "root": "x", "annotations": "clips.csv", "holdout": "each"}
     loop.train(parse_config({"data": data, "train": {"run": str(tmp_path)}}), "name")
     assert len(set(folders)) == 6
@@ -332,7 +341,7 @@ def test_a_group_that_is_not_there_is_told(recipe, tmp_path, capsys):
 
 def test_a_run_is_named_after_its_config(clip_set, monkeypatch):
     seen = []
-    monkeypatch.setattr(loop, "_train_one", lambda config, folder, strategy=None: seen.append(folder) or {})
+    monkeypatch.setattr(loop, "_train_one", lambda config, folder, *_: seen.append(folder) or {})
     config = parse_config({"data": {"format": "clips", "root": str(clip_set), "annotations": "clips.csv"}})
     loop.train(config, "demo")
     assert [str(folder) for folder in seen] == ["runs/demo"]
