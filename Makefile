@@ -20,7 +20,7 @@ $(STAMP): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing the project and its dependencies ($(DEVICE) TensorFlow) …"
-	$(BIN)/python -m pip install --quiet --progress-bar off --editable '.[$(DEVICE),test]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --progress-bar off --editable '.[$(DEVICE),test]'
 	@touch $@
 
 demo: $(STAMP)
