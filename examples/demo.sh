@@ -13,7 +13,7 @@ step "3/5 evaluation on the held-out clips" "keras-stss evaluate $run"
 keras-stss evaluate "$run"
 step "4/5 export for TensorFlow Serving" "keras-stss export $run $served"
 keras-stss export "$run" "$served" --force
-clip=$(find "$data/20bn-something-something-v2" -name '*.webm' | sort | tail -n 1)
+clip=$(find "$data/20bn-something-something-v2" -name '*.webm' | sort -V | tail -n 1)
 step "5/5 prediction of one clip" "keras-stss predict $run $clip"
 keras-stss predict "$run" "$clip"
 
