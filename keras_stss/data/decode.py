@@ -26,6 +26,9 @@ _REORDERED = {"h264": 16, "hevc": 16}
 # Whole files in the wild declare a frame or two too many (85 for 84), or miss the duration of the last frame.
 _MISSING_SHARE, _MISSING_FRAMES = 0.05, 3
 
+# Tags that are no UTF-8 say nothing about the pictures. PyAV 19 takes no such argument any more.
+_LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 av.logging.set_libav_level(av.logging.PANIC)  # FFmpeg's own lines on stderr name no clip; ClipError does
 
 
@@ -90,7 +93,7 @@ def _read_video(path, choose, true_count=None):
 def _open(path):
     try:
         # The whitelist: a playlist in video's clothing must not fetch from the network.
-        container = av.open(path, options={"protocol_whitelist": "file"}, metadata_errors="ignore")
+        container = av.open(path, options={"protocol_whitelist": "file"}, **_LENIENT)
     except PermissionError:
         raise
     except (av.FFmpegError, ValueError):
