@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_stss.layers.conv_bn import BN, check_padding, pair
+from keras_stss.layers.fold import fold, unfold
 from keras_stss.ops.sizes import sizes
 
 
@@ -60,12 +61,10 @@ class MapConvBN(keras.layers.Layer):
         self.bn.build((None, None, None, self.filters))
 
     def call(self, inputs, training=None):
-        *lead, height, width, channels = sizes(inputs)
+        folded = fold(inputs)  # (N, U, V, C)
+        count, height, width, channels = sizes(folded)
         (rows, _), (stride, _), (radius, _), (out_height, out_width) = self._geometry(inputs.shape)
-        count = 1
-        for size in lead:
-            count = count * size
-        maps = ops.reshape(inputs, (count, height, width * channels))  # (N, U, V·C)
+        maps = ops.reshape(folded, (count, height, width * channels))  # (N, U, V·C)
         if radius:
             maps = ops.pad(maps, ((0, 0), (radius, radius), (0, 0)))
         last = stride * (out_height - 1) + 1
@@ -74,7 +73,8 @@ class MapConvBN(keras.layers.Layer):
         matrix = self._banded(ops.cast(ops.convert_to_tensor(self.kernel), inputs.dtype))  # (kh·V·C, V'·F)
         outputs = ops.matmul(ops.reshape(stacked, (count * out_height, rows * width * channels)), matrix)
         outputs = ops.relu(self._normalize(outputs, out_width, training))  # (N·U', V'·F)
-        return ops.reshape(outputs, (*lead, out_height, out_width, self.filters))
+        outputs = ops.reshape(outputs, (count, out_height, out_width, self.filters))
+        return unfold(outputs, like=inputs)  # (…, U', V', filters)
 
     def _normalize(self, wide, copies, training):
         """Batch normalisation of (M, copies·F) with the statistics of F channels.
