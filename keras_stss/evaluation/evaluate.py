@@ -3,7 +3,6 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_stss.data.annotations import DataError
 from keras_stss.data.pipeline import Unreadable, evaluation_stream
 from keras_stss.evaluation.metrics import summarize
 
@@ -50,9 +49,7 @@ class Scorer:
                     done += int(known.sum())
                 if progress:
                     progress(done)
-        unreadable.check()
-        if not done:
-            raise DataError("none of the clips can be read")
+        unreadable.check()  # which also raises where no clip at all could be read
         return np.concatenate(indices), np.concatenate(logits), unreadable.reasons
 
     def _local(self, value):
