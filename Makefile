@@ -8,11 +8,13 @@ BIN := $(VENV)/bin
 # The GPU build of TensorFlow only where an NVIDIA GPU answers.
 DEVICE := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
 STAMP := $(VENV)/.installed-$(DEVICE)
+NATIVE := keras_stss/ops/native
+LIBRARY := $(VENV)/.native-$(DEVICE)
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint bench peers clean
 .DEFAULT_GOAL := install
 
-install: $(STAMP)
+install: $(STAMP) $(LIBRARY)
 
 $(STAMP): setup.py pyproject.toml
 	@test -n "$(PYTHON)" && $(PYTHON) $(FITS) || { \
@@ -20,13 +22,21 @@ $(STAMP): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing the project and its dependencies ($(DEVICE) TensorFlow) …"
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --progress-bar off --editable '.[$(DEVICE),test]'
+# Without the native library, which would have pip fetch a TensorFlow of its own for the build.
+	KERAS_STSS_NATIVE=0 PYTHONWARNINGS=ignore \
+	  $(BIN)/python -m pip install --quiet --progress-bar off --editable '.[$(DEVICE),test]'
 	@touch $@
 
-demo: $(STAMP)
+# Everything works without a compiler too; the line that this prints says so.
+$(LIBRARY): $(STAMP) $(NATIVE)/build.py $(wildcard keras_stss/ops/cc/*)
+	@echo "compiling the native library (a minute or two) …"
+	$(BIN)/python $(NATIVE)/build.py --optional
+	@touch $@
+
+demo: install
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
-test: $(STAMP) lint
+test: install lint
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
@@ -34,5 +44,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --config .importlinter
 
+# The tables of docs/benchmarks.md, measured here; beside the peers where `make peers` has built their environments.
+bench: install
+	@mkdir -p benchmarks/results
+	@for kind in stss block model; do \
+	  $(BIN)/keras-stss bench $$kind --out benchmarks/results/$$kind.json --markdown docs/benchmarks.md || exit; done
+
+# Other people's code to compare with, in environments of its own: never a dependency.
+peers:
+	@sh benchmarks/peers/make.sh
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/_native.*

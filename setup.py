@@ -1,11 +1,64 @@
-"""Installation: ``pip install .[cpu]`` or ``pip install .[gpu]``."""
+"""Installation: ``pip install '.[cpu]'`` or ``pip install '.[gpu]'``.
 
+The native library is compiled on the way, for the TensorFlow that is installed, or for TENSORFLOW below where none is
+yet. Where it cannot be compiled, the installation goes on without it: ``python -m keras_stss.ops.native.build --show``
+says why, and so does its first use. ``KERAS_STSS_NATIVE=0`` leaves it out.
+"""
+
+import os
+import re
+import runpy
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+NATIVE = Path("keras_stss", "ops", "native")
 TENSORFLOW = "2.21.*"
+
+native_build = SimpleNamespace(**runpy.run_path(str(HERE / NATIVE / "build.py")))
+
+
+class BuildWithNative(build_py):
+    """Copies the modules, and compiles the native library beside them."""
+
+    def run(self):
+        folder = HERE / NATIVE if self.editable_mode else Path(self.build_lib, NATIVE)
+        if not self.editable_mode:
+            # What an earlier build left in build/ would go into the wheel.
+            shutil.rmtree(folder.parent, ignore_errors=True)
+        super().run()
+        print(native_build.describe(native_build.build_or_record(folder)), file=sys.stderr)
+
+    def get_outputs(self, include_bytecode=1):
+        made = [Path(self.build_lib, NATIVE, name) for name in (native_build.LIBRARY, native_build.RECORD)]
+        return super().get_outputs(include_bytecode) + [str(path) for path in made if path.is_file()]
+
+
+class PlatformDistribution(Distribution):
+    """Its wheels are for one kind of machine."""
+
+    def has_ext_modules(self):
+        return True
+
+
+def build_requirements():
+    """What the build needs beside setuptools: a TensorFlow to compile for, where there is no fitting one."""
+    # Only when pip asks (it runs egg_info for that), since setuptools itself would install it there and then.
+    if "egg_info" not in sys.argv or os.environ.get("KERAS_STSS_NATIVE") == "0":
+        return []
+    try:
+        native_build.find_compiler()
+    except native_build.BuildError:
+        return []
+    installed = native_build.installed_tensorflow()
+    fits = installed and re.match(re.escape(TENSORFLOW).replace(r"\*", ""), installed.version)
+    return [] if fits else [f"tensorflow-cpu=={TENSORFLOW}"]
+
 
 setup(
     name="keras-stss",
@@ -16,6 +69,10 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=find_packages(include=["keras_stss", "keras_stss.*"]),
+    package_data={"keras_stss.ops": ["cc/*.h", "cc/*.cc", "cc/*.cu", "cc/*.cuh"]},
+    cmdclass={"build_py": BuildWithNative},
+    distclass=PlatformDistribution,
+    setup_requires=build_requirements(),
     python_requires=">=3.10,<3.13",
     # TensorFlow comes as one of two wheels, so it is an extra: cpu or gpu.
     install_requires=["av>=14", "keras>=3.12", "numpy>=1.26", "pydantic>=2.6", "pyyaml>=6", "rich>=13"],

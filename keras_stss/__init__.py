@@ -30,24 +30,35 @@ def _register():
 
 
 class _WithKeras(importlib.abc.MetaPathFinder):
-    """Registers the layers as soon as somebody imports Keras, for whom alone they have to be registered."""
+    """Registers the layers as soon as somebody imports Keras, for whom alone they have to be registered.
+
+    Where one of this package's own modules imports it, they wait for that module's end, since they may need it.
+    """
+
+    def __init__(self):
+        self.running = 0
 
     def find_spec(self, name, path=None, target=None):
-        if name != "keras":
+        if name != "keras" and not name.startswith("keras_stss."):
             return None
         sys.meta_path.remove(self)  # the search below must not come back here
         try:
-            spec = importlib.util.find_spec("keras")
+            spec = importlib.util.find_spec(name)
         finally:
             sys.meta_path.insert(0, self)  # a search may be all: the import comes later, or never
-        if spec is None:
-            return None
+        if spec is None or not hasattr(spec.loader, "exec_module"):
+            return spec
         run = spec.loader.exec_module
 
         def run_and_register(module):
-            run(module)
-            sys.meta_path.remove(self)
-            _register()
+            self.running += 1
+            try:
+                run(module)
+            finally:
+                self.running -= 1
+            if not self.running and "keras" in sys.modules and self in sys.meta_path:
+                sys.meta_path.remove(self)
+                _register()
 
         spec.loader.exec_module = run_and_register
         return spec

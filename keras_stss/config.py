@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 STAGES = ("pool1", "res2", "res3", "res4", "res5")
-BLOCKS = ("selfy",)
+BLOCKS = ("selfy", "motion_squeeze")
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Implementation = Literal["auto", "native", "reference"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -126,6 +135,12 @@ class DataConfig(Section):
         return self
 
 
+def _odd_sides(window):
+    if any(side % 2 == 0 for side in window):
+        raise ValueError("sides must be odd")
+    return window
+
+
 class SelfyConfig(Section):
     """One SELFY block (the arguments of ``keras_stss.blocks.SELFYBlock``)."""
 
@@ -136,16 +151,14 @@ class SelfyConfig(Section):
     strides: Annotated[int, Field(ge=1, le=2)] = Field(2, description="stride of the convolution before the comparison")
     extraction_channels: tuple[Positive, ...] = Field((4, 16, 64, 64), min_length=1)
     integration_channels: tuple[Positive, ...] = Field((64, 64, 64, 64), min_length=1)
+    implementation: Implementation = Field(
+        "auto", description="auto: the compiled operations where they can run, keras.ops elsewhere"
+    )
     variant: Literal["paper", "released"] = Field(
         "paper", description="released: as the authors' code, to load their weights"
     )
 
-    @field_validator("window")
-    @classmethod
-    def _odd(cls, value):
-        if any(side % 2 == 0 for side in value):
-            raise ValueError("sides must be odd")
-        return value
+    _odd = field_validator("window")(_odd_sides)
 
     @field_validator("temporal_offsets")
     @classmethod
@@ -155,10 +168,31 @@ class SelfyConfig(Section):
         return value
 
 
+class MotionSqueezeConfig(Section):
+    """One MotionSqueeze block (the arguments of ``keras_stss.blocks.MotionSqueezeBlock``)."""
+
+    channels: Positive | None = Field(64, description="channels of the features that are compared (null: the input's)")
+    window: tuple[Positive, Positive] = Field((15, 15), description="spatial window (U, V), odd")
+    similarity: Literal["cosine", "dot"] = Field("cosine", description="cosine: as the released code; dot: as eq. 1")
+    sigma: Annotated[float, Field(gt=0.0)] | None = Field(
+        5.0, description="deviation of the soft-argmax's kernel in positions (null: no kernel)"
+    )
+    temperature: Annotated[float, Field(gt=0.0)] = Field(0.01, description="temperature of the soft-argmax")
+    transform_channels: tuple[Positive, ...] = Field(
+        (16, 32, 64), description="outputs of the separable convolutions but the last, which has the input's channels"
+    )
+    implementation: Implementation = Field(
+        "auto", description="auto: the compiled operation where it can run, keras.ops elsewhere"
+    )
+
+    _odd = field_validator("window")(_odd_sides)
+
+
 class InsertConfig(Section):
-    """Blocks after one backbone stage."""
+    """Blocks after one backbone stage; where there are several they follow one another in this order."""
 
     selfy: SelfyConfig | None = None
+    motion_squeeze: MotionSqueezeConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -171,9 +205,14 @@ class InsertConfig(Section):
 
     @model_validator(mode="after")
     def _something(self):
-        if self.selfy is None:
+        if all(getattr(self, name) is None for name in BLOCKS):
             raise ValueError(f"names no block; blocks are {', '.join(BLOCKS)}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _named_ones(self, write):
+        # A block that is written as null would come back with its defaults.
+        return {name: options for name, options in write(self).items() if options is not None}
 
 
 class ModelConfig(Section):
@@ -345,7 +384,9 @@ def list_keys(section=Config, prefix=""):
         default = "(must be given)" if field.is_required() else field.get_default(call_default_factory=True)
         rows.append((prefix + name, str(default), field.description or ""))
         if name == "insert":
-            rows += list_keys(SelfyConfig, f"{prefix}insert.STAGE.selfy.")
+            for block in BLOCKS:
+                section = _classes(InsertConfig.model_fields[block].annotation)[0]
+                rows += list_keys(section, f"{prefix}insert.STAGE.{block}.")
     return rows
 
 

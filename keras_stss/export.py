@@ -16,6 +16,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_stss.config import ConfigError
 from keras_stss.data.augment import center_view
 from keras_stss.models.build import load_model
+from keras_stss.ops import portable
 from keras_stss.training.run import read_run
 
 #: Largest absolute difference allowed between the probabilities of the SavedModel and of the Keras model. The saved
@@ -53,7 +54,8 @@ def export_run(run_folder, folder, force=False):
 
     Raises:
         ConfigError: where the run or the folder cannot be used.
-        RuntimeError: where the SavedModel does not compute what the Keras model computes, or needs Python.
+        RuntimeError: where the SavedModel does not compute what the Keras model computes, or needs Python or the native
+            library.
     """
     folder = Path(os.path.abspath(folder))
     _check_target(folder, force)
@@ -66,11 +68,15 @@ def export_run(run_folder, folder, force=False):
     # Beside the target, so that renaming is atomic; TensorFlow Serving passes over names that are no number.
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
     try:
-        _save(model, labels, config.data, unfinished)
+        with portable():
+            _save(model, labels, config.data, unfinished)
         report = {"folder": str(folder), **_describe(unfinished)}
         in_python = sorted(_PYTHON_OPERATIONS.intersection(report["operations"]))
         if in_python:
             raise RuntimeError(f"the exported graph would need this Python process: it holds {', '.join(in_python)}")
+        native = [name for name in report["operations"] if name.startswith("KerasStss>")]
+        if native:
+            raise RuntimeError(f"the exported graph would need keras_stss's native library: {', '.join(native)}")
         report |= {"precision": config.train.precision, "tolerance": TOLERANCES[config.train.precision]}
         report["max_difference"] = _largest_difference(model, unfinished, config.data)
         # Written this way round, a difference that is not a number fails too.

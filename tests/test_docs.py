@@ -10,7 +10,11 @@ import pytest
 from keras_stss.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [path for path in ROOT.rglob("*.md") if ".venv" not in path.parts and "node_modules" not in path.parts]
+PAGES = [
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".venv") or part == "node_modules" for part in path.relative_to(ROOT).parts)
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

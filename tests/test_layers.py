@@ -12,14 +12,16 @@ import tensorflow as tf
 
 import keras_stss.blocks
 import keras_stss.layers
-from keras_stss.blocks import SELFYBlock
+from keras_stss.blocks import MotionSqueezeBlock, SELFYBlock
 from keras_stss.layers import (
     ConvBN,
     ConvExtractor,
     ConvIntegrator,
+    Displacement,
     FrameMaxPooling,
     MapConvBN,
     NormalizeFrames,
+    SeparableConvBN,
     SpatioTemporalSelfSimilarity,
     TemporalShift,
 )
@@ -108,6 +110,32 @@ CASES = {
         FREE,
         (2, 3, 6, 7, 2, 3, 5),
     ),
+    "displacement": Case(Displacement, {"temperature": 0.1}, CLIP, CLIP2, FREE, (2, 3, 6, 7, 1, 3)),
+    "displacement-uneven": Case(
+        Displacement,
+        {
+            "temporal_offsets": [-1, 2],
+            "window": [3, 5],
+            "similarity": "dot",
+            "sigma": None,
+            "temperature": 1.0,
+            "implementation": "reference",
+        },
+        CLIP,
+        CLIP2,
+        FREE,
+        (2, 3, 6, 7, 2, 3),
+        precisions=("float32",),
+    ),
+    "separable": Case(
+        SeparableConvBN,
+        {"filters": 5, "kernel_size": [7, 3]},
+        CLIP,
+        CLIP2,
+        FREE,
+        (2, 3, 6, 7, 5),
+        (21 * 4 + 8 + 4 * 5 + 10, 18),
+    ),
     "extract": Case(
         ConvExtractor,
         {},
@@ -155,6 +183,34 @@ CASES = {
         (1, 2, 7, 3, 3),
         (None, None, None, None, 3),
         (2, 3, 4, 5, 3),
+    ),
+    "motion-squeeze": Case(
+        MotionSqueezeBlock,
+        {"channels": 6, "window": [3, 5], "temperature": 0.1, "transform_channels": [4, 5]},
+        CLIP,
+        CLIP2,
+        FREE,
+        CLIP,
+        # the reduction, then depthwise and pointwise kernels, each with two numbers a normalised channel
+        (24 + 12 + 147 + 6 + 12 + 8 + 36 + 8 + 20 + 10 + 45 + 10 + 20 + 8, 12 + 6 + 8 + 8 + 10 + 10 + 8),
+    ),
+    "motion-squeeze-bare": Case(
+        MotionSqueezeBlock,
+        {
+            "channels": None,
+            "window": (5, 3),
+            "similarity": "dot",
+            "sigma": None,
+            "temperature": 2.0,
+            "transform_channels": (),
+            "implementation": "reference",
+        },
+        CLIP,
+        CLIP2,
+        FREE,
+        CLIP,
+        (147 + 6 + 12 + 8, 6 + 8),
+        ("float32",),
     ),
     "selfy": Case(
         SELFYBlock,
@@ -534,6 +590,11 @@ def test_shift_layer():
         (TemporalShift, {"divisor": 1}, "divisor=1"),
         (SpatioTemporalSelfSimilarity, {"window": (4, 4)}, "window=(4, 4)"),
         (SpatioTemporalSelfSimilarity, {"similarity": "l2"}, "similarity='l2'"),
+        (SeparableConvBN, {"filters": 3, "kernel_size": 4}, "kernel_size=4"),
+        (Displacement, {"window": (4, 4)}, "window=(4, 4)"),
+        (Displacement, {"sigma": -1.0}, "sigma=-1.0"),
+        (MotionSqueezeBlock, {"temperature": 0}, "temperature=0"),
+        (MotionSqueezeBlock, {"channels": 0}, "channels=0"),
         (SELFYBlock, {"temporal_offsets": (1, 1)}, "temporal_offsets=(1, 1)"),
         (SELFYBlock, {"extraction_channels": ()}, "channels=()"),
         (SELFYBlock, {"integration_channels": ()}, "channels=()"),
@@ -569,6 +630,9 @@ def test_build_refuses(layer, shape, says):
         (TemporalShift(), (2, 4, 4, 8)),
         (TemporalShift(), (2, 3, 4, 4, None)),
         (SpatioTemporalSelfSimilarity(), (2, 4, 4, 8)),
+        (Displacement(), (2, 4, 4, 8)),
+        (MotionSqueezeBlock(), (2, 4, 4, 8)),
+        (MotionSqueezeBlock(), (2, 3, 4, 4, None)),
         (SELFYBlock(), (2, 4, 4, 8)),
         (SELFYBlock(), (2, 3, 4, 4, None)),
     ],

@@ -60,7 +60,7 @@ class SELFYBlock(keras.layers.Layer):
         self.similarity_layer = SpatioTemporalSelfSimilarity(
             temporal_offsets, window, similarity, implementation, dtype=policy, name="similarity"
         )
-        self.extract = ConvExtractor(extraction_channels, dtype=policy, name="extract")
+        self.extract = ConvExtractor(extraction_channels, implementation, dtype=policy, name="extract")
 
     def build(self, input_shape):
         check_shape(input_shape, "B T H W C", known=("C",))

@@ -37,10 +37,14 @@ class MapConvBN(keras.layers.Layer):
         self.padding = padding
         self.bn = keras.layers.BatchNormalization(**BN, dtype=self.dtype_policy, name="bn")
 
+    @property
+    def radius(self):
+        """Zeros on either side of a map, vertical and horizontal."""
+        return tuple((side - 1) // 2 if self.padding == "same" else 0 for side in pair(self.kernel_size))
+
     def _geometry(self, shape):
         """Kernel, stride, radius and output size, vertical and horizontal."""
-        kernel, strides = pair(self.kernel_size), pair(self.strides)
-        radius = tuple((side - 1) // 2 if self.padding == "same" else 0 for side in kernel)
+        kernel, strides, radius = pair(self.kernel_size), pair(self.strides), self.radius
         size = tuple((shape[a - 3] + 2 * radius[a] - kernel[a]) // strides[a] + 1 for a in (0, 1))
         return kernel, strides, radius, size
 
@@ -82,18 +86,34 @@ class MapConvBN(keras.layers.Layer):
         What ``self.bn`` computes, on whole rows: over an axis of a few channels each element-wise step costs several
         times more. Half precision is widened to float32, as Keras does.
         """
-        bn, dtype = self.bn, wide.dtype
+        dtype = wide.dtype
         wide = ops.cast(wide, "float32")
-        if training and bn.trainable:
+        if self.takes_statistics(training):
             mean = self._by_channel(ops.mean(wide, axis=0), copies)  # (F,)
             variance = self._by_channel(ops.mean(ops.square(wide - ops.tile(mean, copies)), axis=0), copies)
+            scale, shift = self.scale_and_shift(mean, variance)
+        else:
+            scale, shift = self.scale_and_shift()
+        return ops.cast(wide * ops.tile(scale, copies) + ops.tile(shift, copies), dtype)
+
+    def takes_statistics(self, training):
+        """Whether a call normalises with the statistics of its own maps."""
+        return bool(training and self.bn.trainable)
+
+    def scale_and_shift(self, mean=None, variance=None):
+        """What normalisation multiplies with and adds: two tensors (F,) of float32.
+
+        With the mean and biased variance (F,) of the maps at hand it also moves the moving statistics; without, it
+        takes those.
+        """
+        bn = self.bn
+        if mean is None:
+            mean, variance = ops.cast(bn.moving_mean, "float32"), ops.cast(bn.moving_variance, "float32")
+        else:
             for moving, value in ((bn.moving_mean, mean), (bn.moving_variance, variance)):
                 moving.assign(moving * bn.momentum + ops.cast(value, moving.dtype) * (1.0 - bn.momentum))
-        else:
-            mean, variance = ops.cast(bn.moving_mean, "float32"), ops.cast(bn.moving_variance, "float32")
         scale = ops.cast(bn.gamma, "float32") * ops.rsqrt(variance + bn.epsilon)
-        shift = ops.cast(bn.beta, "float32") - mean * scale
-        return ops.cast(wide * ops.tile(scale, copies) + ops.tile(shift, copies), dtype)
+        return scale, ops.cast(bn.beta, "float32") - mean * scale
 
     def _by_channel(self, wide, copies):
         return ops.mean(ops.reshape(wide, (copies, self.filters)), axis=0)

@@ -4,13 +4,18 @@ from pathlib import Path
 
 import keras
 
-from keras_stss.blocks import SELFYBlock
-from keras_stss.config import Config, ConfigError, load_config, parse_config, set_key
+from keras_stss.blocks import MotionSqueezeBlock, SELFYBlock
+from keras_stss.config import BLOCKS, Config, ConfigError, load_config, parse_config, set_key
 from keras_stss.layers import NormalizeFrames
 from keras_stss.models.classifier import classify
 from keras_stss.models.resnet import resnet
+from keras_stss.ops.dispatch import why_not_native
 
 SOMETHING_SOMETHING_CLASSES = 174
+#: The classes behind the names that a config gives to blocks.
+BLOCK_CLASSES = {"selfy": SELFYBlock, "motion_squeeze": MotionSqueezeBlock}
+#: The operations that they have native forms of.
+BLOCK_OPERATIONS = {"selfy": ("stss", "map_conv"), "motion_squeeze": ("displacement",)}
 
 
 def build_model(config_or_path, classes=None, **overrides):
@@ -45,9 +50,7 @@ def build_model(config_or_path, classes=None, **overrides):
 
 def _assemble(model, classes):
     frames = keras.Input((None, None, None, 3), dtype="uint8", name="frames")  # (B, T, H, W, 3)
-    insert = {
-        stage: [SELFYBlock(**block.selfy.model_dump(), name=f"{stage}_selfy")] for stage, block in model.insert.items()
-    }
+    insert = {stage: _blocks(stage, chosen) for stage, chosen in model.insert.items()}
     stages = resnet(
         NormalizeFrames(name="normalize")(frames),
         model.backbone,
@@ -57,6 +60,17 @@ def _assemble(model, classes):
     )
     logits = classify(stages["res5"], classes, model.dropout)
     return keras.Model(frames, logits, name=f"{model.temporal}_{model.backbone}")
+
+
+def _blocks(stage, chosen):
+    """The layers that an ``insert`` section names, in the order of ``BLOCKS``."""
+    options = {name: getattr(chosen, name) for name in BLOCKS if getattr(chosen, name) is not None}
+    for name, section in options.items():
+        # Otherwise the first step would stop, deep inside Keras.
+        reasons = map(why_not_native, BLOCK_OPERATIONS[name]) if section.implementation == "native" else ()
+        if reason := next(filter(None, reasons), None):
+            raise ConfigError(f"model.insert.{stage}.{name}.implementation: native is not possible: {reason}")
+    return [BLOCK_CLASSES[name](**section.model_dump(), name=f"{stage}_{name}") for name, section in options.items()]
 
 
 def _override(config, overrides):

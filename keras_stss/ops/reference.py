@@ -1,5 +1,6 @@
 """Spatio-temporal self-similarity in plain ``keras.ops``: the definition that every other form is held to."""
 
+import keras
 from keras import ops
 
 from keras_stss.ops.sizes import sizes
@@ -10,7 +11,7 @@ COSINE_EPSILON = 1e-6
 
 def l2_normalize(features):
     """Divides each position's vector by sqrt(sum of squares + 1e-6); computed in float32 for half precision."""
-    wide = ops.cast(features, "float32")
+    wide = ops.cast(features, keras.backend.result_type(features.dtype, "float32"))
     squares = ops.sum(ops.square(wide), axis=-1, keepdims=True)
     return ops.cast(wide * ops.rsqrt(squares + COSINE_EPSILON), features.dtype)
 
@@ -18,55 +19,64 @@ def l2_normalize(features):
 def stss(features, temporal_offsets, window, similarity):
     """S[b,t,y,x,l,u,v] = sim(F[b,t,y,x], F[b,t+l,y+u,x+v]), zero outside the clip (SELFY, eq. 1).
 
-    One dense product per offset compares all pairs of positions of two frames; the window is then cut out of
-    it by :func:`_band`. The input is never unfolded.
+    The input is never unfolded: two frames are compared at all pairs of their positions by one matrix product, and
+    the window is gathered out of it. The product of frames t and t + d holds offset d of the one frame and offset
+    -d of the other, so both come from it.
     """
     if similarity == "cosine":
         features = l2_normalize(features)
     batch, time, height, width, channels = sizes(features)
-    positions = ops.reshape(features, (batch, time, height * width, channels))  # (B, T, HW, C)
-    volumes = []
+    positions = ops.reshape(features, (batch, time, height * width, channels))
+    # One more position, of zeros. Its product with itself is what the window reads outside the map: a zero that no
+    # feature, infinite or not a number, takes part in.
+    positions = ops.pad(positions, ((0, 0), (0, 0), (0, 1), (0, 0)))  # (B, T, HW + 1, C)
+    products, volumes = {}, []
     for offset in temporal_offsets:
-        others = _shift_time(positions, offset, time)  # (B, T, HW, C)
-        product = ops.matmul(positions, ops.transpose(others, (0, 1, 3, 2)))  # (B, T, HW, HW)
-        product = ops.reshape(product, (batch * time, height, width, height, width))
-        volume = _band(product, window)  # (BT, H, W, U, V)
-        volumes.append(ops.reshape(volume, (batch, time, height, width, *window)))
-    return ops.stack(volumes, axis=4)  # (B, T, H, W, L, U, V)
+        distance = _smaller(abs(offset), time)
+        if abs(offset) not in products:
+            products[abs(offset)] = _all_pairs(positions, distance)  # (B, T - d, (HW + 1)²)
+        places = _window_places(height, width, window, earlier=offset >= 0)  # (H * W * U * V,)
+        volume = ops.take(products[abs(offset)], places, axis=2)
+        volume = ops.reshape(volume, (batch, time - distance, height * width, window[0] * window[1]))
+        if offset:
+            outside = ops.zeros((batch, distance, height * width, window[0] * window[1]), volume.dtype)
+            volume = ops.concatenate([volume, outside] if offset > 0 else [outside, volume], axis=1)
+        volumes.append(volume)  # (B, T, HW, UV)
+    volume = ops.stack(volumes, axis=3)  # (B, T, HW, L, UV)
+    return ops.reshape(volume, (batch, time, height, width, len(volumes), *window))
 
 
-def _shift_time(positions, offset, time):
-    """Frame t of the result is frame t + offset of the input; zero where there is none."""
-    if offset == 0:
-        return positions
-    before, after = max(-offset, 0), max(offset, 0)
-    padded = ops.pad(positions, ((0, 0), (before, after), (0, 0), (0, 0)))
-    return padded[:, after : after + time] if after else padded[:, :time]
+def _smaller(number, size):
+    return min(number, size) if isinstance(size, int) else ops.minimum(number, size)
 
 
-def _band(product, window):
-    """(N, H, W, H, W) of all pairs → (N, H, W, U, V) of the pairs inside the window."""
-    rows, columns = window
-    product = ops.transpose(product, (0, 1, 3, 2, 4))  # (N, H, H', W, W')
-    product = _diagonals(product, columns)  # (N, H, H', W, V)
-    product = ops.transpose(product, (0, 3, 4, 1, 2))  # (N, W, V, H, H')
-    product = _diagonals(product, rows)  # (N, W, V, H, U)
-    return ops.transpose(product, (0, 3, 1, 4, 2))  # (N, H, W, U, V)
+def _all_pairs(positions, distance):
+    """(B, T, N, C) → (B, T - d, N²): each position of frame t times each of frame t + d."""
+    batch, time, count, channels = sizes(positions)
+    frames = (batch, time - distance, count, channels)
+    # ops.slice, because the gradient of Python slices is slow in TensorFlow.
+    earlier = ops.slice(positions, (0, 0, 0, 0), frames)
+    later = ops.slice(positions, (0, distance, 0, 0), frames)
+    product = ops.matmul(earlier, ops.transpose(later, (0, 1, 3, 2)))  # (B, T - d, N, N)
+    return ops.reshape(product, (batch, time - distance, count * count))
 
 
-def _diagonals(matrices, count):
-    """(…, S, S) → (…, S, count): element [s, d] is matrices[s, s + d - count // 2], zero outside.
+def _window_places(height, width, window, earlier):
+    """Places of S[y,x,u,v], in this order, in the flat product of two frames; the last place for those outside.
 
-    Padding each row by the radius and then reading the rows one element longer than they are moves row s by s
-    places, so that diagonals become columns: a pad, a reshape and a slice, with no index tensor and a gradient
-    of the same form.
+    ``earlier``: whether (y, x) is a position of the earlier frame, a row of the product, and not of the later one.
     """
-    *lead, size, _ = sizes(matrices)
-    radius = count // 2
-    no_padding = [(0, 0)] * len(lead)
-    matrices = ops.pad(matrices, (*no_padding, (0, 0), (radius, radius)))  # (…, S, S + 2r)
-    flat = ops.reshape(matrices, (*lead, size * (size + 2 * radius)))
-    # S more elements make S rows of S + 2r + 1; pad by a fixed frame because S may be unknown while tracing.
-    flat = ops.concatenate([flat, ops.zeros_like(matrices[..., 0])], axis=-1)
-    skewed = ops.reshape(flat, (*lead, size, size + 2 * radius + 1))
-    return skewed[..., :count]
+    count = height * width + 1
+    last = count * count - 1
+    position_stride, other_stride = (count, 1) if earlier else (1, count)
+
+    def along(size, side, step):
+        """(size, side): what one axis adds to the place."""
+        position = ops.expand_dims(ops.arange(size, dtype="int32"), 1)
+        other = position + ops.arange(-(side // 2), side // 2 + 1, dtype="int32")
+        inside = ops.logical_and(other >= 0, other < size)
+        return ops.where(inside, (position * position_stride + other * other_stride) * step, last)
+
+    rows = along(height, window[0], width)[:, None, :, None]  # (H, 1, U, 1)
+    columns = along(width, window[1], 1)[None, :, None, :]  # (1, W, 1, V)
+    return ops.reshape(ops.minimum(rows + columns, last), (-1,))

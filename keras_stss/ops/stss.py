@@ -4,9 +4,9 @@ import keras
 from keras import ops
 
 from keras_stss.ops import reference
+from keras_stss.ops.dispatch import check_implementation, use_native
 
 SIMILARITIES = ("cosine", "dot")
-IMPLEMENTATIONS = ("auto", "reference")
 
 
 def stss(
@@ -26,13 +26,16 @@ def stss(
         temporal_offsets: distinct integers l, in frames; any set, in the order of the output's L axis.
         window: (U, V), two odd numbers of positions, vertical and horizontal.
         similarity: ``"cosine"`` (vectors divided by sqrt(sum of squares + 1e-6)) or ``"dot"``.
-        implementation: ``"reference"`` (plain ``keras.ops``, any Keras backend) or ``"auto"`` (the fastest there is).
+        implementation: ``"reference"`` (plain ``keras.ops``, any Keras backend), ``"native"`` (the compiled operation,
+            for TensorFlow, in float32, float16 or bfloat16) or ``"auto"``: the native one where it can run, which is
+            not inside XLA (``jit_compile=True``) nor where it was not built. See :func:`keras_stss.ops.native_status`.
 
     Returns:
         Tensor (B, T, H, W, L, U, V) of the input's dtype.
 
     Raises:
         ValueError: naming the argument that cannot be used.
+        RuntimeError: for ``implementation="native"`` where it cannot run, with the reason.
     """
     temporal_offsets, window = check_arguments(temporal_offsets, window, similarity, implementation)
     if isinstance(features, keras.KerasTensor):
@@ -46,6 +49,10 @@ def stss(
         raise ValueError(
             f"features must be floating-point (B, T, H, W, C). Received: shape={tuple(features.shape)}, dtype={dtype}"
         )
+    if use_native(implementation, "stss", dtype):
+        from keras_stss.ops.native import stss as native
+
+        return native.stss(features, temporal_offsets, window, similarity)
     return reference.stss(features, temporal_offsets, window, similarity)
 
 
@@ -57,12 +64,9 @@ def check_arguments(temporal_offsets, window, similarity, implementation):
     sides = _integers(window)
     if sides is None or len(sides) != 2 or any(side < 1 or side % 2 == 0 for side in sides):
         raise ValueError(f"window must be two odd positive numbers (U, V). Received: window={window}")
-    if similarity not in SIMILARITIES:
+    if not isinstance(similarity, str) or similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {SIMILARITIES}. Received: similarity={similarity!r}")
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation must be one of {IMPLEMENTATIONS}. Received: implementation={implementation!r}"
-        )
+    check_implementation(implementation)
     return offsets, sides
 
 

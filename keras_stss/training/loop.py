@@ -17,6 +17,7 @@ from keras_stss.data.annotations import groups, read_annotations
 from keras_stss.data.pipeline import Unreadable, training_stream
 from keras_stss.evaluation.evaluate import Scorer, evaluate
 from keras_stss.models import build_model, load_model, transfer_weights
+from keras_stss.ops.dispatch import log_native_status
 from keras_stss.training.checkpoint import Checkpoints
 from keras_stss.training.distribute import average_statistics, make_strategy
 from keras_stss.training.optimizer import MomentumSGD, learning_rate
@@ -130,6 +131,8 @@ class _Training:
             f"{self.model.count_params():,}", self.config.train.epochs, self.steps_per_epoch,
             self.strategy.num_replicas_in_sync,
         )  # fmt: skip
+        if self.config.model.insert:
+            log_native_status()
         with ProgressLine(self.total_steps, self.state["step"], self.stream) as progress, self.unreadable.explained():
             self.writer = tf.summary.create_file_writer(str(self.run.events))
             self._run_epochs(progress)

@@ -1,0 +1,1 @@
+"""The compiled operations: loaded at first use, never at import."""

@@ -1,0 +1,34 @@
+"""The native displacement operation as TensorFlow sees it."""
+
+import math
+
+import tensorflow as tf
+
+from keras_stss.ops.native import library
+
+
+def displacement(features, temporal_offsets, window, similarity, sigma, temperature):
+    """See :func:`keras_stss.ops.displacement`; the arguments are checked there."""
+    return library.load().keras_stss_displacement(
+        features=features,
+        temporal_offsets=list(temporal_offsets),
+        window=list(window),
+        cosine=similarity == "cosine",
+        sigma=math.inf if sigma is None else float(sigma),
+        temperature=float(temperature),
+    )
+
+
+@tf.RegisterGradient("KerasStss>Displacement")
+def _gradient(op, upstream):
+    names = ("temporal_offsets", "window", "cosine", "sigma", "temperature")
+    attributes = {name: op.get_attr(name) for name in names}
+    return library.load().keras_stss_displacement_grad(features=op.inputs[0], gradient=upstream, **attributes)
+
+
+@tf.RegisterGradient("KerasStss>DisplacementGrad")
+def _second_gradient(op, upstream):
+    raise NotImplementedError(
+        "the native displacement operation has no second-order gradient; use implementation='reference' where "
+        "gradients of gradients are needed"
+    )
