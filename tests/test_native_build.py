@@ -262,6 +262,27 @@ def test_an_installation_without_it(folder, monkeypatch):
     assert (folder / build.LIBRARY).is_file()
 
 
+def test_the_command(tmp_path):
+    """As a program on its own, before anything is installed."""
+    folder = tmp_path / "native"
+    folder.mkdir()
+    shutil.copy(build.HERE / "build.py", folder)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("KERAS_STSS", "CXX"))}
+
+    def run(*options):
+        command = [sys.executable, folder / "build.py", *options]
+        done = subprocess.run(command, env=environment | {"PATH": str(tmp_path)}, capture_output=True, text=True)
+        return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+    without = "keras_stss works without it, more slowly"
+    why = "no C++ compiler was found (g++ or clang++, or one that CXX names)"
+    assert run("--show") == (0, f"no native library: it has not been built; {without}", "")
+    assert run() == (2, "", f"no native library was built: {why}")
+    assert not (folder / build.RECORD).exists()
+    assert run("--optional") == (0, f"no native library: {why}; {without}", "")
+    assert run("--show") == (0, f"no native library: {why}; {without}", "")
+
+
 @needs_compiler
 def test_a_library_whose_cuda_part_fails_is_built_and_loaded_without_it(
     folder, sources, tensorflow, tmp_path, monkeypatch, capsys

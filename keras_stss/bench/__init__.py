@@ -27,10 +27,12 @@ def bench(kind, quick=False, peers=None, **options):
         turns it into tables.
 
     Raises:
-        BenchError: for a folder of peers that is not there.
+        BenchError: for a folder of peers that is not there, or options that the kind does not take.
     """
     if peers is not None and not Path(peers).is_dir():
         raise BenchError(f"no folder {peers} that could hold the peers' virtual environments")
+    if options and kind != "model":
+        raise BenchError(f"{', '.join(options)} can be chosen for the benchmark of kind model only")
     start = time.perf_counter()
     with Workers(peers) as workers:
         workers.start("ours")

@@ -127,11 +127,12 @@ def _copy(case, arrays, mode):
 def _build(case):
     """Block or model of a case; its own initial weights, but normalisations that have seen data."""
     keras.utils.set_random_seed(0)
-    if "block" in case:
+    if "model" in case:
+        config = parse_config({"data": {"format": "something_v2", "root": "."}, "model": case["model"]})
+        built = build_model(config, case["classes"])
+    else:
         built = getattr(blocks, case["block"])(**case["options"])
         built.build((None, None, None, None, case["channels"]))
-    else:
-        built = build_model(parse_config({"data": {"format": "something_v2", "root": "."}, "model": case["model"]}))
     draw = np.random.default_rng(0).uniform
     ranges = {"gamma": (0.9, 1.1), "beta": (-0.1, 0.1), "moving_mean": (-0.1, 0.1), "moving_variance": (0.9, 1.1)}
     for variable in built.weights:
@@ -140,10 +141,17 @@ def _build(case):
     return built
 
 
-def _weights(case, arrays, mode):
-    """Not timed: the weights for everybody, in the order of the layers."""
-    weights = {f"weight/{number:03}/{item.path}": item.numpy() for number, item in enumerate(_build(case).weights)}
-    return (lambda: weights), (lambda result: result)
+def _truth(case, arrays, mode):
+    """Not timed: the reference's outputs, and the weights for everybody, from the frames' end to the head."""
+    built = _build(case)
+    # A model's layers are called conv1, res2_0_conv1, …, res3_selfy, …, logits, and come in the order of its graph.
+    layers = (
+        sorted(built.layers, key=lambda layer: (layer.name == "logits", layer.name)) if "model" in case else [built]
+    )
+    variables = [variable for layer in layers for variable in layer.weights]
+    weights = {f"weight/{number:03}/{item.path}": item.numpy() for number, item in enumerate(variables)}
+    call, fetch = _network("reference")(case, arrays, mode)
+    return call, lambda results: weights | fetch(results)
 
 
 def _network(implementation, frozen=False):
@@ -196,7 +204,7 @@ def _require(operations):
 
 
 NETWORK = {
-    "weights": _weights,
+    "truth": _truth,
     "native": _network("native"),
     "native, frozen": _network("native", frozen=True),
     "reference": _network("reference"),

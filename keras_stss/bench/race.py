@@ -87,6 +87,16 @@ def peak_memory(workers, contestants, what):
     return [row.get("bytes") for row in rows.values()]
 
 
+def fetch(workers, contestant, what):
+    """What one contestant computes, {name: array}; raises :class:`WorkerError` where it cannot."""
+    rows, found = {contestant: {}}, {}
+    what = dataclasses.replace(what, compare=lambda outputs: found.update(outputs) or {})
+    with _prepared(workers, [contestant], what, rows):
+        if "error" in rows[contestant]:
+            raise WorkerError(rows[contestant]["error"])
+    return found
+
+
 @contextlib.contextmanager
 def _prepared(workers, contestants, what, rows):
     """{contestant: key} of those that are ready to run; the others' rows say why not."""

@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+#: Seconds.
+LONG = 2.0
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -67,12 +69,11 @@ class _Contestants:
         The first call wakes the threads and fills the caches after another process had the machine; it counts only
         where it is so long that this does not matter.
         """
-        times = [_time(self.ready[key])]
-        warm = [] if times[0] < seconds else times
-        while sum(times) < seconds or not warm:
+        first = _time(self.ready[key])
+        times = [first] if first > LONG else []
+        while not times or sum(times) < seconds:
             times.append(_time(self.ready[key]))
-            warm = times[1:]
-        return {"times": warm}
+        return {"times": times}
 
     def memory(self, key):
         """Growth of the process's high-water mark over one call, in a process started to hide nothing of it."""

@@ -51,6 +51,8 @@ class Workers:
 
     def __exit__(self, *_):
         for worker in self.started.values():
+            worker.process.stdin.close()  # its loop ends with its input
+        for worker in self.started.values():
             worker.end()
 
     def ask(self, where, **request):
@@ -131,7 +133,6 @@ class _Worker:
         raise WorkerError(f"the process ended with code {self.process.wait()}: {said[-1]}")
 
     def end(self):
-        self.process.stdin.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:

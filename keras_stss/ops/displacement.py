@@ -92,7 +92,9 @@ def kernel_soft_argmax(volume, sigma=5.0, temperature=0.01):
     if sigma is not None:
         fall = [ops.exp(ops.square(ops.cast(side, flat.dtype)) * (-0.5 / sigma**2)) for side in (down, right)]
         flat = flat * ops.reshape(fall[0][:, :, None] * fall[1][:, None, :], (-1, rows * columns))
-    weights = ops.reshape(ops.softmax(flat / temperature, axis=-1), (-1, rows, columns))
+    # Keras warns of a softmax over a single element.
+    weights = ops.softmax(flat / temperature, axis=-1) if rows * columns > 1 else ops.ones_like(flat)
+    weights = ops.reshape(weights, (-1, rows, columns))
     vertical = _mean_place(ops.sum(weights, axis=2), rows)  # (N,)
     horizontal = _mean_place(ops.sum(weights, axis=1), columns)
     return ops.reshape(ops.stack([horizontal, vertical, confidence], axis=-1), (*lead, 3))

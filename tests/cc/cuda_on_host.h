@@ -402,7 +402,7 @@ cudaError_t Launch(void (*kernel)(Parameters...), int64_t grid, int size, size_t
   cuda_on_host::Block block;
   block.threads.swap(threads);
   block.threads.resize(size);
-  for (cuda_on_host::Thread& thread : block.threads) thread.stack.resize(256 << 10);
+  for (cuda_on_host::Thread& thread : block.threads) thread.stack.resize(64 << 10);
   for (auto& deposits : block.deposits) deposits.resize(size);
   block.kernel = [&] { kernel(arguments...); };
   cuda_on_host::block = &block;

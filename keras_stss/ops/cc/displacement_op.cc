@@ -1,7 +1,11 @@
 // Registration of the displacement operation with TensorFlow.
 #include <cmath>
+#include <cstdint>
+#include <type_traits>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "displacement.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
@@ -17,12 +21,10 @@
 namespace keras_stss {
 namespace {
 
-using tensorflow::DataTypeToEnum;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
-using tensorflow::errors::InvalidArgument;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
@@ -39,31 +41,67 @@ bool DispatchBackward(const StssShape& shape, Squeeze squeeze, DType dtype, cons
                       parallel)
 }
 
-template <typename Context>
-tensorflow::Status ReadOffsets(Context* context, std::vector<int64_t>* offsets) {
-  TF_RETURN_IF_ERROR(context->GetAttr("temporal_offsets", offsets));
-  if (offsets->empty()) return InvalidArgument("temporal_offsets must name at least one offset");
-  return tensorflow::OkStatus();
+template <typename... Parts>
+absl::Status InvalidArgument(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat(parts...));
 }
+
+// The attributes of both operations.
+struct Settings {
+  std::vector<int64_t> offsets, window;
+  bool cosine;
+  Squeeze squeeze;
+
+  template <typename Context>
+  absl::Status Read(Context* context) {
+    TF_RETURN_IF_ERROR(context->GetAttr("temporal_offsets", &offsets));
+    TF_RETURN_IF_ERROR(context->GetAttr("window", &window));
+    TF_RETURN_IF_ERROR(context->GetAttr("cosine", &cosine));
+    TF_RETURN_IF_ERROR(context->GetAttr("sigma", &squeeze.sigma));
+    TF_RETURN_IF_ERROR(context->GetAttr("temperature", &squeeze.temperature));
+    if (offsets.empty()) return InvalidArgument("temporal_offsets must name at least one frame. Received none");
+    // A place in the window is held in 32 bits.
+    constexpr int64_t kMost = 1 << 15;
+    if (window.size() != 2 || window[0] < 1 || window[1] < 1 || window[0] % 2 == 0 || window[1] % 2 == 0 ||
+        window[0] >= kMost || window[1] >= kMost)
+      return InvalidArgument("window must be two odd positive numbers (U, V) below ", kMost);
+    if (!(squeeze.sigma > 0.0f)) return InvalidArgument("sigma must be positive. Received: ", squeeze.sigma);
+    if (!(squeeze.temperature > 0.0f) || std::isinf(squeeze.temperature))
+      return InvalidArgument("temperature must be positive. Received: ", squeeze.temperature);
+    return absl::OkStatus();
+  }
+
+  absl::Status Of(const Tensor& features, StssShape* shape) const {
+    if (features.dims() != 5)
+      return InvalidArgument("features must be (B, T, H, W, C). Received shape ", features.shape().DebugString());
+    *shape = {features.dim_size(0), features.dim_size(1), features.dim_size(2), features.dim_size(3),
+              features.dim_size(4), offsets.data(),       static_cast<int64_t>(offsets.size()),
+              window[0],            window[1],            cosine};
+    return absl::OkStatus();
+  }
+};
 
 // (B, T, H, W, C) -> (B, T, H, W, L, 3).
-tensorflow::Status ForwardShape(InferenceContext* context) {
+absl::Status ForwardShape(InferenceContext* context) {
+  Settings settings;
+  TF_RETURN_IF_ERROR(settings.Read(context));
   ShapeHandle features, leading, output;
   TF_RETURN_IF_ERROR(context->WithRank(context->input(0), 5, &features));
-  std::vector<int64_t> offsets;
-  TF_RETURN_IF_ERROR(ReadOffsets(context, &offsets));
   TF_RETURN_IF_ERROR(context->Subshape(features, 0, 4, &leading));
-  const ShapeHandle rest = context->MakeShape({static_cast<int64_t>(offsets.size()), 3});
+  const ShapeHandle rest = context->MakeShape({static_cast<int64_t>(settings.offsets.size()), 3});
   TF_RETURN_IF_ERROR(context->Concatenate(leading, rest, &output));
   context->set_output(0, output);
-  return tensorflow::OkStatus();
+  return absl::OkStatus();
 }
 
-tensorflow::Status BackwardShape(InferenceContext* context) {
-  ShapeHandle features;
+absl::Status BackwardShape(InferenceContext* context) {
+  Settings settings;
+  TF_RETURN_IF_ERROR(settings.Read(context));
+  ShapeHandle features, gradient;
   TF_RETURN_IF_ERROR(context->WithRank(context->input(0), 5, &features));
+  TF_RETURN_IF_ERROR(context->WithRank(context->input(1), 6, &gradient));
   context->set_output(0, features);
-  return tensorflow::OkStatus();
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -99,54 +137,25 @@ constexpr DType StoredAs() {
                                        : std::is_same<T, Eigen::half>::value ? DType::kFloat16 : DType::kBFloat16;
 }
 
-// What the operation and its gradient, on CPU and GPU, have in common: the attributes.
+// What the operation and its gradient, on CPU and GPU, have in common.
 class SqueezingKernel : public tensorflow::OpKernel {
  public:
   explicit SqueezingKernel(OpKernelConstruction* context) : OpKernel(context) {
-    std::vector<int64_t> window;
-    OP_REQUIRES_OK(context, ReadOffsets(context, &offsets_));
-    OP_REQUIRES_OK(context, context->GetAttr("window", &window));
-    OP_REQUIRES_OK(context, context->GetAttr("cosine", &cosine_));
-    OP_REQUIRES_OK(context, context->GetAttr("sigma", &squeeze_.sigma));
-    OP_REQUIRES_OK(context, context->GetAttr("temperature", &squeeze_.temperature));
-    OP_REQUIRES(context, window.size() == 2 && window[0] > 0 && window[1] > 0 && window[0] % 2 && window[1] % 2,
-                InvalidArgument("window must be two odd positive numbers (U, V)"));
-    OP_REQUIRES(context, window[0] < 32768 && window[1] < 32768,
-                InvalidArgument("the sides of the window must be below 32768"));
-    OP_REQUIRES(context, squeeze_.sigma > 0.0f, InvalidArgument("sigma must be positive. Received: ", squeeze_.sigma));
-    OP_REQUIRES(context, squeeze_.temperature > 0.0f && std::isfinite(squeeze_.temperature),
-                InvalidArgument("temperature must be positive. Received: ", squeeze_.temperature));
-    rows_ = window[0];
-    columns_ = window[1];
+    OP_REQUIRES_OK(context, settings_.Read(context));
   }
 
  protected:
-  tensorflow::Status ReadShape(const Tensor& features, StssShape* shape) const {
-    if (features.dims() != 5) {
-      return InvalidArgument("features must have shape (B, T, H, W, C). Received: ", features.shape().DebugString());
-    }
-    *shape = {features.dim_size(0), features.dim_size(1), features.dim_size(2), features.dim_size(3),
-              features.dim_size(4), offsets_.data(),      static_cast<int64_t>(offsets_.size()),
-              rows_,                columns_,             cosine_};
-    return tensorflow::OkStatus();
-  }
-
-  TensorShape OutputShape(const StssShape& s) const {
+  static TensorShape OutputShape(const StssShape& s) {
     return TensorShape({s.batch, s.time, s.height, s.width, s.offset_count, 3});
   }
 
-  tensorflow::Status CheckGradient(const StssShape& shape, const Tensor& gradient) const {
-    if (gradient.shape() == OutputShape(shape)) return tensorflow::OkStatus();
+  static absl::Status CheckGradient(const StssShape& shape, const Tensor& gradient) {
+    if (gradient.shape() == OutputShape(shape)) return absl::OkStatus();
     return InvalidArgument("gradient must have shape ", OutputShape(shape).DebugString(),
                            ". Received: ", gradient.shape().DebugString());
   }
 
-  Squeeze squeeze_;
-
- private:
-  std::vector<int64_t> offsets_;
-  int64_t rows_, columns_;
-  bool cosine_;
+  Settings settings_;
 };
 
 const char kNoScratch[] = "no memory for the scratch of the displacement operation";
@@ -159,13 +168,13 @@ class DisplacementCpu : public SqueezingKernel {
   void Compute(OpKernelContext* context) override {
     const Tensor& features = context->input(0);
     StssShape shape;
-    OP_REQUIRES_OK(context, ReadShape(features, &shape));
+    OP_REQUIRES_OK(context, settings_.Of(features, &shape));
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, OutputShape(shape), &output));
     if (output->NumElements() == 0) return;
-    OP_REQUIRES(context,
-                DispatchForward(shape, squeeze_, StoredAs<T>(), features.data(), output->data(), OnThreadPool(context)),
-                tensorflow::errors::ResourceExhausted(kNoScratch));
+    const bool done = DispatchForward(shape, settings_.squeeze, StoredAs<T>(), features.data(), output->data(),
+                                      OnThreadPool(context));
+    OP_REQUIRES(context, done, absl::ResourceExhaustedError(kNoScratch));
   }
 };
 
@@ -178,7 +187,7 @@ class DisplacementGradCpu : public SqueezingKernel {
     const Tensor& features = context->input(0);
     const Tensor& gradient = context->input(1);
     StssShape shape;
-    OP_REQUIRES_OK(context, ReadShape(features, &shape));
+    OP_REQUIRES_OK(context, settings_.Of(features, &shape));
     OP_REQUIRES_OK(context, CheckGradient(shape, gradient));
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, features.shape(), &output));
@@ -186,10 +195,10 @@ class DisplacementGradCpu : public SqueezingKernel {
     Tensor scratch;
     OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_FLOAT,
                                                    TensorShape({DispatchBackwardScratch(shape)}), &scratch));
-    OP_REQUIRES(context,
-                DispatchBackward(shape, squeeze_, StoredAs<T>(), features.data(), gradient.data(), output->data(),
-                                 static_cast<float*>(scratch.data()), OnThreadPool(context)),
-                tensorflow::errors::ResourceExhausted(kNoScratch));
+    const bool done =
+        DispatchBackward(shape, settings_.squeeze, StoredAs<T>(), features.data(), gradient.data(), output->data(),
+                         static_cast<float*>(scratch.data()), OnThreadPool(context));
+    OP_REQUIRES(context, done, absl::ResourceExhaustedError(kNoScratch));
   }
 };
 
@@ -199,9 +208,9 @@ cudaStream_t StreamOf(OpKernelContext* context) {
   return static_cast<cudaStream_t>(context->op_device_context()->stream()->platform_specific_handle().stream);
 }
 
-tensorflow::Status Checked(cudaError_t error) {
-  if (error == cudaSuccess) return tensorflow::OkStatus();
-  return tensorflow::errors::Internal("CUDA displacement kernel: ", cudaGetErrorString(error));
+absl::Status Checked(cudaError_t error) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("CUDA displacement kernel: ", cudaGetErrorString(error)));
 }
 
 template <typename T>
@@ -212,7 +221,7 @@ class DisplacementGpu : public SqueezingKernel {
   void Compute(OpKernelContext* context) override {
     const Tensor& features = context->input(0);
     StssShape shape;
-    OP_REQUIRES_OK(context, ReadShape(features, &shape));
+    OP_REQUIRES_OK(context, settings_.Of(features, &shape));
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, OutputShape(shape), &output));
     if (output->NumElements() == 0) return;
@@ -220,9 +229,10 @@ class DisplacementGpu : public SqueezingKernel {
     const int64_t bytes = DisplacementForwardWorkspace(shape, dtype);
     Tensor workspace;
     OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_INT8, TensorShape({bytes}), &workspace));
-    OP_REQUIRES_OK(context, Checked(DisplacementForwardCuda(shape, squeeze_.sigma, squeeze_.temperature, dtype,
-                                                            features.data(), output->data(), workspace.data(),
-                                                            StreamOf(context))));
+    const Squeeze& squeeze = settings_.squeeze;
+    OP_REQUIRES_OK(context,
+                   Checked(DisplacementForwardCuda(shape, squeeze.sigma, squeeze.temperature, dtype, features.data(),
+                                                   output->data(), workspace.data(), StreamOf(context))));
   }
 };
 
@@ -235,7 +245,7 @@ class DisplacementGradGpu : public SqueezingKernel {
     const Tensor& features = context->input(0);
     const Tensor& gradient = context->input(1);
     StssShape shape;
-    OP_REQUIRES_OK(context, ReadShape(features, &shape));
+    OP_REQUIRES_OK(context, settings_.Of(features, &shape));
     OP_REQUIRES_OK(context, CheckGradient(shape, gradient));
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, features.shape(), &output));
@@ -244,7 +254,8 @@ class DisplacementGradGpu : public SqueezingKernel {
     const int64_t bytes = DisplacementBackwardWorkspace(shape, dtype);
     Tensor workspace;
     OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_INT8, TensorShape({bytes}), &workspace));
-    OP_REQUIRES_OK(context, Checked(DisplacementBackwardCuda(shape, squeeze_.sigma, squeeze_.temperature, dtype,
+    const Squeeze& squeeze = settings_.squeeze;
+    OP_REQUIRES_OK(context, Checked(DisplacementBackwardCuda(shape, squeeze.sigma, squeeze.temperature, dtype,
                                                              features.data(), gradient.data(), output->data(),
                                                              workspace.data(), StreamOf(context))));
   }
