@@ -1,4 +1,4 @@
-"""The command line: ``keras-stss train | keys | prepare | evaluate | predict | export | bench``."""
+"""The command line: ``keras-stss train | keys | prepare | evaluate | predict | export | convert | bench``."""
 
 import argparse
 import json
@@ -109,6 +109,23 @@ def _parser():
     export.add_argument("--force", action="store_true", help="replace the folder where it exists")
     export.add_argument("--json", action="store_true", help="print what was written as JSON")
     export.set_defaults(command=_export)
+
+    convert = commands.add_parser("convert", help="make a .keras file of another code base's weights")
+    convert.add_argument(
+        "source", help="weights of torchvision, timm, TSM, MotionSqueeze, SELFY (.pth, .safetensors) or KerasHub (.h5)"
+    )
+    convert.add_argument("output", help=".keras file to write; model.pretrained and load_model read it")
+    convert.add_argument("--config", help="config whose model is to get the weights (default: the file's own model)")
+    convert.add_argument("overrides", nargs="*", metavar="key.path=value", help="values to use instead of the config's")
+    convert.add_argument("--classes", type=int, help="classes of the head (default: those of the file or data set)")
+    convert.add_argument("--strict", action="store_true", help="refuse weights that do not fit in every part")
+    convert.add_argument(
+        "--past-first",
+        action="store_true",
+        help="the file's model shifts the first eighth of the channels from the past (early MotionSqueeze code)",
+    )
+    convert.add_argument("--json", action="store_true", help="print the report as JSON")
+    convert.set_defaults(command=_convert)
 
     bench = commands.add_parser("bench", help="time the operation, the blocks or the models beside others' on this CPU")
     bench.add_argument("kind", choices=["stss", "block", "model"], help="what to time")
@@ -249,6 +266,19 @@ def _export(options):
         f"SavedModel in {summary['folder']} ({summary['bytes'] / 1e6:.1f} MB, {len(summary['operations'])} kinds of "
         f"stock operations); largest difference to the Keras model {summary['max_difference']:.1e}"
     )
+
+
+def _convert(options):
+    from keras_stss.models.convert import convert
+
+    report = convert(
+        options.source, options.output, options.config, options.overrides, options.classes, options.strict,
+        options.past_first,
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps(report.as_dict()))
+    else:
+        print("\n".join([*report.lines(), f"written to {options.output}"]))
 
 
 def _bench(options):

@@ -203,6 +203,11 @@ class InsertConfig(Section):
             return {name: ({} if options is None else options) for name, options in value.items()}
         return value
 
+    @model_serializer(mode="wrap")
+    def _named_blocks(self, serialize):
+        # A name without options means a block with default options, so blocks that are not there must not be named.
+        return {name: options for name, options in serialize(self).items() if options is not None}
+
     @model_validator(mode="after")
     def _something(self):
         if all(getattr(self, name) is None for name in BLOCKS):
@@ -226,11 +231,26 @@ class ModelConfig(Section):
     shift_divisor: Annotated[int, Field(ge=2)] = Field(
         8, description="tsm: 1/divisor of the channels is shifted each way"
     )
+    shift_every: Positive = Field(
+        1, description="tsm: 2 shifts in every second residual block of a stage, as TSM's code does in ResNet-101"
+    )
     insert: dict[Literal[STAGES], InsertConfig] = Field(default_factory=dict, description="{stage: {block: options}}")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    pretrained: str | None = Field(
+        None,
+        description="weights to start from: a file of torchvision, timm, KerasHub, TSM, MotionSqueeze or SELFY, what "
+        "convert makes of one, or a run directory (head left out if it differs)",
+    )
+    pretrained_strict: bool = Field(False, description="refuse pretrained weights that do not fit in every part")
     init: str | None = Field(
         None, description="run directory or .keras file to start the weights from (head left out if it differs)"
     )
+
+    @model_validator(mode="after")
+    def _one_start(self):
+        if self.init and self.pretrained:
+            raise ValueError("init and pretrained both name weights to start from: give one")
+        return self
 
 
 class ScheduleConfig(Section):

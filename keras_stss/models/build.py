@@ -8,6 +8,7 @@ from keras_stss.blocks import MotionSqueezeBlock, SELFYBlock
 from keras_stss.config import BLOCKS, Config, ConfigError, load_config, parse_config, set_key
 from keras_stss.layers import NormalizeFrames
 from keras_stss.models.classifier import classify
+from keras_stss.models.pretrained import load_pretrained
 from keras_stss.models.resnet import resnet
 from keras_stss.ops.dispatch import why_not_native
 
@@ -28,10 +29,10 @@ def build_model(config_or_path, classes=None, **overrides):
 
     Returns:
         ``keras.Model`` from uint8 frames (B, T, H, W, 3), any B, T, H and W, to float32 logits (B, classes). Pixels are
-        normalised inside.
+        normalised inside. ``model.pretrained``, where it is set, names the weights; others are random.
 
     Raises:
-        ConfigError: for what the config cannot mean.
+        ConfigError: for what the config cannot mean, and for weights that do not fit.
     """
     config = config_or_path if isinstance(config_or_path, Config) else load_config(config_or_path)
     if overrides:
@@ -43,9 +44,12 @@ def build_model(config_or_path, classes=None, **overrides):
     outer_policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.train.precision)
     try:
-        return _assemble(config.model, classes)
+        model = _assemble(config.model, classes)
     finally:
         keras.config.set_dtype_policy(outer_policy)
+    if config.model.pretrained:
+        load_pretrained(model, config.model.pretrained, config.model.pretrained_strict).log()
+    return model
 
 
 def _assemble(model, classes):
@@ -57,6 +61,7 @@ def _assemble(model, classes):
         model.width,
         model.shift_divisor if model.temporal == "tsm" else None,
         insert,
+        model.shift_every,
     )
     logits = classify(stages["res5"], classes, model.dropout)
     return keras.Model(frames, logits, name=f"{model.temporal}_{model.backbone}")

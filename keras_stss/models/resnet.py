@@ -16,7 +16,7 @@ RESNETS = {
 STAGES = ("pool1", "res2", "res3", "res4", "res5")
 
 
-def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None):
+def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None, shift_every=1):
     """Applies a ResNet to normalised frames.
 
     Args:
@@ -26,6 +26,8 @@ def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None):
         shift_divisor: None for TSN; n for TSM, which shifts 1/n of the channels each way before the first convolution
             of every residual branch (Lin et al., ICCV 2019).
         insert: {stage: [layers]}, called one after another on the stage's output.
+        shift_every: 1 shifts in every residual block, 2 in the first, third, … of each stage, as TSM's code does in
+            ResNet-101.
 
     Returns:
         Dictionary of stage name → Keras tensor (B, T, h, w, c), inserted layers included.
@@ -53,7 +55,8 @@ def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None):
         stage = STAGES[number + 1]
         for position in range(depth):
             strides = 2 if number > 0 and position == 0 else 1
-            x = _residual(x, width * 2**number, strides, bottleneck, shift_divisor, f"{stage}_{position}")
+            divisor = None if position % shift_every else shift_divisor
+            x = _residual(x, width * 2**number, strides, bottleneck, divisor, f"{stage}_{position}")
         x = finish(stage, x)
     return outputs
 

@@ -16,7 +16,7 @@ from keras_stss.config import ConfigError
 from keras_stss.data.annotations import groups, read_annotations
 from keras_stss.data.pipeline import Unreadable, training_stream
 from keras_stss.evaluation.evaluate import Scorer, evaluate
-from keras_stss.models import build_model, load_model, transfer_weights
+from keras_stss.models import build_model, load_model, load_pretrained, transfer_weights
 from keras_stss.ops.dispatch import log_native_status
 from keras_stss.training.checkpoint import Checkpoints
 from keras_stss.training.distribute import average_statistics, make_strategy
@@ -69,8 +69,8 @@ def train(config, name, stream=sys.stdout):
 def _with_absolute_paths(config):
     """The config as its run keeps it: a run is evaluated and continued from any working directory."""
     data = config.data.model_copy(update={"root": os.path.abspath(config.data.root)})
-    init = config.model.init and os.path.abspath(config.model.init)
-    return config.model_copy(update={"data": data, "model": config.model.model_copy(update={"init": init})})
+    files = {key: value and os.path.abspath(value) for key, value in config.model if key in ("init", "pretrained")}
+    return config.model_copy(update={"data": data, "model": config.model.model_copy(update=files)})
 
 
 def _train_one(config, folder, stream, strategy=None):
@@ -94,7 +94,8 @@ class _Training:
         # The same seed gives the same weights, dropout and stream; each clip's draws depend on its position alone.
         keras.utils.set_random_seed(config.train.seed)
         with strategy.scope():
-            self.model = build_model(config, classes=len(data_set.labels))
+            # A run that goes on has no need of the file that it began with.
+            self.model = build_model(config, classes=len(data_set.labels), pretrained=None)
             self.optimizer = MomentumSGD(self.model.trainable_variables, config.train)
         self.step = make_step(strategy, self.model, self.optimizer, config.train)
         self.scorer = Scorer(self.model, strategy)
@@ -119,6 +120,9 @@ class _Training:
             self.state = restored
             self.unreadable.restore(restored.get("unreadable", {}))
             log.info("continuing at step %d of %d", restored["step"], self.total_steps)
+        elif self.config.model.pretrained:
+            model = self.config.model
+            load_pretrained(self.model, model.pretrained, model.pretrained_strict).log()
         elif self.config.model.init:
             self._start_from(self.config.model.init)
         self.run.keep_rows(self._epochs_done())

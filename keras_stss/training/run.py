@@ -19,6 +19,8 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "train.checkpoint_steps",
     "model.init",  # where the weights came from at the start
+    "model.pretrained",
+    "model.pretrained_strict",
 )
 
 
