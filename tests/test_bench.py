@@ -7,7 +7,7 @@ import pytest
 
 from keras_stss import ops
 from keras_stss.bench import bench, tables, truth
-from keras_stss.bench.race import Contestant, Effort, Race, race
+from keras_stss.bench.race import Contestant, Effort, Task, race
 from keras_stss.bench.workers import WorkerError, Workers
 from keras_stss.cli import main
 
@@ -82,7 +82,17 @@ def test_tables_take_their_place(quick):
 
 
 def test_tables_tell_wrong_numbers_and_a_busy_machine():
-    right = {"label": "ours", "median": 0.010, "low": 0.009, "high": 0.011, "calls": 9, "others": 0.5}
+    right = {
+        "label": "ours",
+        "base": "ours",
+        "difference": 1e-7,
+        "wrong": None,
+        "median": 0.010,
+        "low": 0.009,
+        "high": 0.011,
+        "calls": 9,
+        "others": 0.5,
+    }
     wrong = right | {"label": "theirs", "wrong": "its gradient is wrong", "others": 0.0}
     cases = [{"shape": "S", "mode": mode, "rows": [right, wrong]} for mode in ("forward", "step")]
     machine = {"cpu": "C", "cores": 2, "memory_gb": 8, "system": "L", "gpu": "G9", "date": "2026-01-01"}
@@ -91,6 +101,7 @@ def test_tables_tell_wrong_numbers_and_a_busy_machine():
     assert "10.0 (9.00–11.0) †" in text and "The machine was busy" in text
     assert "10.0, but its gradient is wrong" in text
     assert "| theirs | 10.0, but its gradient is wrong |  |" in text  # and no ratio
+    assert "| 1.00 |" in text
     assert "G9" in text
 
 
@@ -106,8 +117,8 @@ def test_a_contestant_that_computes_something_else_is_found():
 
     with Workers() as workers:
         contestants = [Contestant("ours", "reference", "R"), Contestant("ours", "nobody", "N")]
-        what = Race("stss", case, arrays, "forward", compare)
-        rows = race(workers, contestants, what, Effort(1, 0.001))
+        task = Task("stss", case, arrays, "forward", compare)
+        rows = race(workers, [(contestant, task) for contestant in contestants], Effort(1, 0.001))
     assert rows[0]["wrong"] == "it is not zero" and rows[0]["difference"] == pytest.approx(1.0, abs=1e-5)
     assert seen["volume"].shape == (1, 3, 5, 4, 3, 3, 5)
     assert "error" in rows[1] and "median" not in rows[1]

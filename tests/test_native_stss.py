@@ -383,10 +383,10 @@ def test_trains_inside_a_model(policy):
         layer = keras_stss.layers.SpatioTemporalSelfSimilarity(
             (-1, 0, 1), (3, 5), implementation=implementation, dtype=policy
         )
-        hidden = keras.layers.Dense(16, dtype=policy)(inputs)
-        outputs = keras.layers.Dense(1, dtype="float32")(keras.layers.GlobalAveragePooling3D(dtype="float32")(
-            keras.layers.Reshape((3, 6, 7, 45), dtype="float32")(layer(hidden))))  # fmt: skip
-        model = keras.Model(inputs, outputs)
+        volume = layer(keras.layers.Dense(16, dtype=policy)(inputs))
+        scores = keras.layers.Reshape((3, 6, 7, 45), dtype="float32")(volume)
+        pooled = keras.layers.GlobalAveragePooling3D(dtype="float32")(scores)
+        model = keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(pooled))
         model.compile("sgd", "mse", jit_compile=False)
         clips = np.random.default_rng(10).normal(size=(8, 3, 6, 7, 5)).astype("f")
         losses[implementation] = model.fit(clips, np.ones(8), epochs=3, batch_size=4, shuffle=False, verbose=0)

@@ -27,6 +27,9 @@ TABLE = {
     "one position": ((2, 3, 1, 1, 4), (-1, 0, 1), (3, 3)),
     "self alone": ((1, 2, 4, 4, 3), (0,), (3, 3)),
     "next alone": ((1, 3, 4, 3, 3), (1,), (3, 3)),
+    "earlier frames alone": ((1, 4, 3, 4, 3), (-1, -3), (3, 5)),
+    "sixteen positions": ((1, 2, 4, 4, 3), (-1, 1), (3, 3)),
+    "many channels": ((1, 2, 3, 3, 160), (-1, 0), (3, 3)),
     "uneven offsets": ((1, 5, 2, 3, 4), (-3, 2), (3, 3)),
     "offsets not in order": ((1, 4, 3, 2, 4), (2, -1, 0), (3, 3)),
     "offsets beyond the clip": ((1, 2, 3, 3, 4), (-5, 1, 2, 7), (3, 3)),
@@ -93,12 +96,16 @@ def gradient_of(function, inputs, upstream):
     return tape.gradient(outputs, inputs, output_gradients=tf.cast(upstream, outputs.dtype))
 
 
+def reference(features, offsets, window, similarity="cosine"):
+    return stss(features, offsets, window, similarity, "reference")
+
+
 @CASES
 @SIMILARITY
 @DTYPE
 def test_stss_forward(shape, offsets, window, similarity, dtype):
     features = sample(shape, dtype)
-    found = stss(tf.cast(features, dtype), offsets, window, similarity)
+    found = reference(tf.cast(features, dtype), offsets, window, similarity)
     assert found.dtype == dtype
     assert error(found, stss_by_hand(features, offsets, window, similarity)) < FORWARD[dtype]
 
@@ -109,7 +116,7 @@ def test_stss_forward(shape, offsets, window, similarity, dtype):
 def test_stss_gradient(shape, offsets, window, similarity, dtype):
     features = sample(shape, dtype)
     upstream = sample((*shape[:-1], len(offsets), *window), dtype, seed=1)
-    found = gradient_of(lambda x: stss(x, offsets, window, similarity), tf.cast(features, dtype), upstream)
+    found = gradient_of(lambda x: reference(x, offsets, window, similarity), tf.cast(features, dtype), upstream)
     assert found.dtype == dtype
     expected = stss_gradient_by_hand(features, upstream, offsets, window, similarity)
     assert error(found, *expected) < GRADIENT[dtype]
@@ -131,6 +138,71 @@ def test_gradient_by_hand_is_the_slope(similarity):
     )
 
 
+@SIMILARITY
+def test_reference_in_float64_is_the_slope(similarity):
+    """The definition's gradient by differences of the definition itself, in the one dtype that leaves them digits."""
+    shape, offsets, window = (1, 3, 2, 3, 3), (-2, 0, 1), (3, 5)
+    features, upstream = sample(shape), sample((*shape[:-1], len(offsets), *window), seed=1)
+    directions = sample((5, *shape), seed=2)
+    found = gradient_of(lambda x: reference(x, offsets, window, similarity), tf.constant(features), upstream).numpy()
+    for direction in directions:
+        above, below = (
+            reference(tf.constant(features + sign * 1e-5 * direction), offsets, window, similarity).numpy()
+            for sign in (1, -1)
+        )
+        assert above.dtype == "float64"
+        slope = np.sum(upstream * (above - below)) / 2e-5
+        np.testing.assert_allclose(np.sum(found * direction), slope, rtol=1e-7, atol=1e-7)
+
+
+@SIMILARITY
+def test_reference_has_second_derivatives(similarity):
+    """Of sum(S²) / 2 along a direction, against differences of its gradient."""
+    shape, offsets, window = (1, 2, 2, 3, 3), (-1, 0, 1), (3, 3)
+    features, direction = sample(shape), sample(shape, seed=1)
+
+    def slope(features):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            energy = tf.reduce_sum(reference(features, offsets, window, similarity) ** 2) / 2
+        return tape.gradient(energy, features)
+
+    found = gradient_of(slope, tf.constant(features), direction)
+    above, below = (slope(tf.constant(features + sign * 1e-5 * direction)).numpy() for sign in (1, -1))
+    np.testing.assert_allclose(found, (above - below) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
+@SIMILARITY
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_reference_keeps_bad_numbers_where_they_belong(similarity, bad):
+    """A feature that is no number spoils the pairs that it is in, and no other; outside the clip all stays zero."""
+    shape, offsets, window = (1, 3, 4, 5, 3), (-2, 0, 1, 7), (3, 7)
+    clean = sample(shape, "float32")
+    features = clean.copy()
+    spoilt = {(0, 0, 0, 0), (0, 1, 3, 4), (0, 2, 1, 2)}
+    for place in spoilt:
+        features[place] = bad
+    expected = stss_by_hand(clean, offsets, window, similarity)
+    touched = np.zeros(expected.shape, bool)
+    for place, one, other in pairs(shape, offsets, window):
+        touched[place] = one in spoilt or other in spoilt
+    found = reference(tf.cast(features, "float32"), offsets, window, similarity).numpy()
+    assert not np.isfinite(found[touched]).any()
+    assert error(np.where(touched, 0, found), np.where(touched, 0, expected)) < FORWARD["float32"]
+    inside = np.zeros(expected.shape, bool)
+    for place, _, _ in pairs(shape, offsets, window):
+        inside[place] = True
+    assert not found[~inside].any() and (~inside).sum() > 100
+
+
+def test_reference_of_no_clips():
+    features = tf.zeros((0, 3, 4, 5, 6))
+    upstream = np.zeros((0, 3, 4, 5, 3, 3, 5))
+    assert reference(features, (-1, 0, 5), (3, 5)).shape == upstream.shape
+    found = gradient_of(lambda x: reference(x, (-1, 0, 5), (3, 5)), features, upstream)
+    assert found.shape == features.shape
+
+
 def test_stss_defaults():
     features = sample((1, 3, 4, 5, 3), "float32")
     found = stss(tf.cast(features, "float32"))
@@ -141,7 +213,7 @@ def test_stss_defaults():
 @pytest.mark.parametrize("channels", [4, None])
 def test_stss_of_unknown_sizes(channels):
     """One graph, with no dimension known while it is traced, serves clips of any size."""
-    offsets, window = (-2, 0, 1), (3, 5)
+    offsets, window = (-2, 0, 1, 2), (3, 5)
     traces = []
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, None, channels), "float32")])
@@ -149,14 +221,14 @@ def test_stss_of_unknown_sizes(channels):
         traces.append(features.shape)
         with tf.GradientTape() as tape:
             tape.watch(features)
-            volume = stss(features, offsets, window)
+            volume = reference(features, offsets, window)
         return volume, tape.gradient(volume, features)
 
     assert run.get_concrete_function().output_shapes[0].rank == 7
     for shape in [(1, 1, 2, 3, 4), (2, 4, 5, 3, 4), (0, 2, 3, 3, 4)]:
         features = sample(shape, "float32")
         volume, gradient = run(tf.cast(features, "float32"))
-        assert volume.shape == (*shape[:-1], 3, 3, 5) and gradient.shape == shape
+        assert volume.shape == (*shape[:-1], 4, 3, 5) and gradient.shape == shape
         if shape[0]:
             assert error(volume, stss_by_hand(features, offsets, window, "cosine")) < FORWARD["float32"]
             expected = stss_gradient_by_hand(features, np.ones(volume.shape), offsets, window, "cosine")
@@ -168,9 +240,28 @@ def test_stss_compiled():
     """XLA compiles the definition and its gradient."""
     shape, offsets, window = (1, 3, 4, 3, 2), (-1, 0, 1), (3, 3)
     features, upstream = sample(shape, "float32"), sample((*shape[:-1], 3, 3, 3), "float32", seed=1)
-    run = tf.function(lambda x: gradient_of(lambda y: stss(y, offsets, window), x, upstream), jit_compile=True)
+    run = tf.function(lambda x: gradient_of(lambda y: reference(y, offsets, window), x, upstream), jit_compile=True)
     expected = stss_gradient_by_hand(features, upstream, offsets, window, "cosine")
     assert error(run(tf.cast(features, "float32")), *expected) < GRADIENT["float32"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("known", [True, False])
+def test_reference_as_lite(known):
+    """LiteRT converts the definition, also to a model for any size, and keeps the epsilon."""
+    shape, offsets, window = (1, 3, 4, 3, 4), (-1, 0, 1), (3, 5)
+    features = 1e-3 * sample(shape, "float32")
+    signature = [tf.TensorSpec(shape if known else (None, None, None, None, 4), "float32")]
+    run = tf.function(lambda x: reference(x, offsets, window), input_signature=signature)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([run.get_concrete_function()], run)
+    lite = tf.lite.Interpreter(model_content=converter.convert())
+    place = lite.get_input_details()[0]["index"]
+    lite.resize_tensor_input(place, shape)
+    lite.allocate_tensors()
+    lite.set_tensor(place, features.astype("float32"))
+    lite.invoke()
+    found = lite.get_tensor(lite.get_output_details()[0]["index"])
+    assert error(found, stss_by_hand(features, offsets, window, "cosine")) < FORWARD["float32"]
 
 
 def test_cosine_of_nothing_is_zero():

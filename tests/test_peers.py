@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from keras_stss.bench.race import Contestant, Race, fetch
+from keras_stss.bench.race import Contestant, Task, fetch
 from keras_stss.bench.workers import WorkerError, Workers
 from keras_stss.ops import dispatch
 
@@ -38,10 +38,10 @@ def computed(workers, contestant, case, mode):
         "features": rng.standard_normal(shape, dtype="float32"),
         "gradient": rng.standard_normal((*shape[:4], len(offsets), *window), dtype="float32"),
     }
-    what = Race("stss", {"offsets": offsets, "window": window}, arrays, mode)
+    task = Task("stss", {"offsets": offsets, "window": window}, arrays, mode)
     try:
         workers.start(contestant.where)
-        return fetch(workers, contestant, what)
+        return fetch(workers, contestant, task)
     except WorkerError as reason:
         if "no environment" in str(reason) or "No module named 'spatial_correlation_sampler'" in str(reason):
             pytest.skip(str(reason))

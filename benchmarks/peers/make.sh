@@ -37,7 +37,7 @@ finish() {
 }
 
 if create .venv-peers "13 12 11 10"; then
-  .venv-peers/bin/python -m pip install --quiet --progress-bar off numpy setuptools wheel ninja "torch>=2.6"
+  .venv-peers/bin/python -m pip install --quiet --progress-bar off numpy setuptools wheel ninja "torch==2.13.*"
   # Its setup imports torch, and wants CUDA unless it is talked out of it: see cpu_only/sitecustomize.py.
   PYTHONPATH=benchmarks/peers/cpu_only .venv-peers/bin/python -m pip install --quiet --progress-bar off \
     --no-build-isolation spatial-correlation-sampler==0.5.0 ||

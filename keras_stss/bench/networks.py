@@ -1,8 +1,10 @@
 """Blocks and whole models, in inference and in a training step, beside the same ones written in PyTorch."""
 
+import dataclasses
+
 import numpy as np
 
-from keras_stss.bench.race import Contestant, Effort, Race, fetch, race
+from keras_stss.bench.race import Contestant, Effort, Task, fetch, race
 from keras_stss.bench.workers import BenchError
 
 SELFY = {
@@ -25,13 +27,18 @@ BLOCKS = {
 }
 MODELS = {"TSM-R18": None, "SELFYNet-TSM-R18": "SELFYBlock", "MSNet-TSM-R18": "MotionSqueezeBlock"}
 
-OURS = [Contestant("ours", "native", "keras_stss, native"), Contestant("ours", "reference", "keras_stss, reference")]
-FROZEN = [
-    Contestant("ours", "native, frozen", "keras_stss, native, frozen graph"),
-    Contestant("ours", "reference, frozen", "keras_stss, reference, frozen graph"),
+#: SELFY's extraction in PyTorch by 2-D convolutions with l folded into the batch, not by 1×3×3 ones.
+L_IN_BATCH = ", l in the batch (Conv2d)"
+MODES = ("forward", "step")
+#: (worker, name there, label, modes): who computes a block or model.
+FORMS = [
+    ("ours", "native", "keras_stss, native", ("forward", "step")),
+    ("ours", "reference", "keras_stss, reference", ("forward", "step")),
+    ("ours", "native, frozen", "keras_stss, native, frozen graph", ("forward",)),
+    ("ours", "reference, frozen", "keras_stss, reference, frozen graph", ("forward",)),
+    ("torch", "PyTorch", "PyTorch", ("forward", "step")),
+    ("torch", "PyTorch, maps in the batch", f"PyTorch{L_IN_BATCH}", ("forward", "step")),
 ]
-PYTORCH = [Contestant("torch", "PyTorch", "PyTorch")]
-MAPS = [Contestant("torch", "PyTorch, maps in the batch", "PyTorch, l in the batch, Conv2d")]
 CLASSES = 174
 #: Relative difference (L2 norms) of outputs and of gradients to the reference's that still counts as the same thing. In
 #: a training step gradients come through normalisations over millions of float32 numbers, which everybody sums up in
@@ -54,49 +61,50 @@ def run(workers, kind, quick=False, clips=2, frames=8, crop=224):
     if kind == "block":
         effort = Effort(2, 0.001) if quick else Effort(9, 0.3)
         shape = (1, 3, 8, 8, 16) if quick else (1, 8, 28, 28, 128)
-        return {"cases": [case for name in BLOCKS for case in _block(workers, name, shape, effort)]}
+        return {"cases": [_block(workers, name, shape, mode, effort) for name in BLOCKS for mode in MODES]}
     effort = Effort(1, 0.001) if quick else Effort(5, 0.5)
-    modes = {"forward": (1, frames, crop, crop, 3), "step": (clips, frames, crop, crop, 3)}
-    return {"cases": [case for name in MODELS for case in _model(workers, name, modes, effort)]}
+    return {"cases": [_models(workers, mode, clips if mode == "step" else 1, frames, crop, effort) for mode in MODES]}
 
 
-def _block(workers, name, shape, effort):
+def _block(workers, name, shape, mode, effort):
     _, options, native = BLOCKS[name]
     case = {"block": name, "options": options, "channels": shape[-1], "frames": shape[1], "native": native}
     rng = np.random.default_rng(0)
     arrays = {key: rng.standard_normal(shape, dtype="float32") for key in ("inputs", "gradient")}
-    label = f"{name} on {shape}, float32"
-    return [
-        {"shape": label, "mode": mode, "rows": _rows(workers, "block", case, arrays, mode, effort)}
-        for mode in ("forward", "step")
-    ]
+    entries = _entries(workers, "block", case, arrays, mode)
+    rows = race(workers, entries, effort)
+    return {
+        "shape": f"{name}, {shape}, float32",
+        "mode": mode,
+        "rows": [row | {"base": rows[0]["label"]} for row in rows],
+    }
 
 
-def _model(workers, name, shapes, effort):
-    block = MODELS[name]
-    section, options, native = BLOCKS[block] if block else (None, None, ())
-    model = {"backbone": "resnet18", "dropout": 0.0, "insert": {"res3": {section: options}} if block else {}}
+def _models(workers, mode, clips, frames, crop, effort):
+    """All models in one race, because what counts is their ratio to the one without a block."""
     rng = np.random.default_rng(0)
-    cases = []
-    for mode, shape in shapes.items():
-        case = {"model": model, "classes": CLASSES, "frames": shape[1], "native": native}
+    arrays = {
+        "inputs": rng.integers(0, 256, (clips, frames, crop, crop, 3), dtype="uint8"),
+        "gradient": rng.standard_normal((clips, CLASSES), dtype="float32"),
+    }
+    entries, bases = [], []
+    for name, block in MODELS.items():
+        section, options, native = BLOCKS[block] if block else (None, None, ())
+        model = {"backbone": "resnet18", "dropout": 0.0, "insert": {"res3": {section: options}} if block else {}}
+        case = {"model": model, "classes": CLASSES, "frames": frames, "native": native}
         case |= {"block": block, "options": options, "channels": 128}  # of res3 in ResNet-18
-        arrays = {
-            "inputs": rng.integers(0, 256, shape, dtype="uint8"),
-            "gradient": rng.standard_normal((shape[0], CLASSES), dtype="float32"),
-        }
-        rows = _rows(workers, "model", case, arrays, mode, effort)
-        cases.append({"shape": name, "mode": mode, "clips": f"{shape[0]} × {shape[1:4]}", "rows": rows})
-    return cases
+        for contestant, task in _entries(workers, "model", case, arrays, mode):
+            entries.append((dataclasses.replace(contestant, label=f"{name}: {contestant.label}"), task))
+            plain = contestant.label.replace(", native", "").replace(", reference", "").replace(L_IN_BATCH, "")
+            bases.append(f"{next(iter(MODELS))}: {plain}")
+    rows = [row | {"base": base} for row, base in zip(race(workers, entries, effort), bases)]
+    size = f"{frames} frames of {crop}×{crop}, float32; inference of one clip, training step of several"
+    return {"shape": size, "mode": mode, "clips": clips, "rows": rows}
 
 
-def _rows(workers, kind, case, arrays, mode, effort):
-    ours = OURS if case["native"] else [Contestant("ours", "reference", "keras_stss")]
-    frozen = FROZEN if case["native"] else [Contestant("ours", "reference, frozen", "keras_stss, frozen graph")]
-    contestants = [*ours, *PYTORCH, *(MAPS if case["block"] == "SELFYBlock" else [])]
-    contestants += frozen if mode == "forward" else []
-    # The reference's outputs and the weights for everybody come first, apart from all timing.
-    truth = fetch(workers, Contestant("ours", "truth", "weights"), Race(kind, case, arrays, mode))
+def _entries(workers, kind, case, arrays, mode):
+    """Who computes a block or model: [(Contestant, Task)], all with the same weights and held to the reference."""
+    truth = fetch(workers, Contestant("ours", "truth", "weights"), Task(kind, case, arrays, mode))
     weights = {name: value for name, value in truth.items() if name.startswith("weight/")}
 
     def compare(found):
@@ -105,7 +113,16 @@ def _rows(workers, kind, case, arrays, mode, effort):
         reason = f"its {wrong[0]} differ by {differences[wrong[0]]:.0e}" if wrong else None
         return {"difference": max(differences.values()), "wrong": reason}
 
-    return race(workers, contestants, Race(kind, case, arrays | weights, mode, compare), effort)
+    task = Task(kind, case, arrays | weights, mode, compare)
+    contestants = []
+    for where, name, label, modes in FORMS:
+        if not case["native"]:  # there is one form of it only
+            if "native" in name:
+                continue
+            label = label.replace(", reference", "")
+        if mode in modes and (L_IN_BATCH not in label or case["block"] == "SELFYBlock"):
+            contestants.append((Contestant(where, name, label), task))
+    return contestants
 
 
 def _distance(found, truth):

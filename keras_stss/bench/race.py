@@ -15,7 +15,7 @@ import numpy as np
 from keras_stss.bench.machine import Others
 from keras_stss.bench.workers import WorkerError
 
-_keys = itertools.count()
+_numbers = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Effort:
 
 
 @dataclasses.dataclass(frozen=True)
-class Race:
-    """What is computed: by all contestants alike.
+class Task:
+    """What a contestant computes.
 
     Args:
-        kind: what the workers' files call this race.
+        kind: what the workers' files call it.
         case: what the contestants need to know, JSON values.
-        arrays: {name: NumPy array}, given to each.
+        arrays: {name: NumPy array}.
         mode: "forward" or "step".
         compare: function from a contestant's {name: array} to {"difference": float, "wrong": reason or None}, or None.
     """
@@ -54,93 +54,92 @@ class Race:
     compare: object = None
 
 
-def race(workers, contestants, what, effort):
-    """Times all contestants.
+def race(workers, entries, effort):
+    """Times all contestants in turn.
 
     Args:
         workers: :class:`keras_stss.bench.workers.Workers`.
-        contestants: list of :class:`Contestant`.
-        what: :class:`Race`.
+        entries: list of (:class:`Contestant`, :class:`Task`).
         effort: :class:`Effort`.
 
     Returns:
-        List of rows in the contestants' order: {"label", "where", "median", "low", "high" (quartiles, in seconds),
+        List of rows in the same order: {"label", "where", "median", "low", "high" (quartiles, in seconds),
         "calls", "others" (share of the machine), "difference", "wrong"}, or {"label", "where", "error"}.
     """
-    rows = {contestant: {"label": contestant.label, "where": contestant.where} for contestant in contestants}
-    with _prepared(workers, contestants, what, rows) as keys:
-        _note(f"{what.kind} {what.mode}: timing")
-        _time(workers, keys, rows, effort)
-    return list(rows.values())
+    rows = [{"label": contestant.label, "where": contestant.where} for contestant, _ in entries]
+    with _prepared(workers, entries, rows) as running:
+        _note("timing")
+        _time(workers, running, effort)
+    return rows
 
 
-def peak_memory(workers, contestants, what):
+def peak_memory(workers, entries):
     """Peak memory of one call of each contestant, outputs included: list of bytes, or None where it cannot be told."""
-    rows = {contestant: {} for contestant in contestants}
-    with _prepared(workers, contestants, what, rows) as keys:
-        for contestant, key in keys.items():
-            _note(f"{what.kind} {what.mode}: memory of {contestant.label}")
-            try:
-                rows[contestant]["bytes"] = workers.ask(contestant.where, do="memory", key=key)["bytes"]
-            except WorkerError:
-                continue
-    return [row.get("bytes") for row in rows.values()]
+    rows = [{} for _ in entries]
+    with _prepared(workers, entries, rows) as running:
+        for where, key, row in running:
+            _note(f"memory of {key}")
+            with contextlib.suppress(WorkerError):
+                row["bytes"] = workers.ask(where, do="memory", key=key)["bytes"]
+    return [row.get("bytes") for row in rows]
 
 
-def fetch(workers, contestant, what):
+def fetch(workers, contestant, task):
     """What one contestant computes, {name: array}; raises :class:`WorkerError` where it cannot."""
-    rows, found = {contestant: {}}, {}
-    what = dataclasses.replace(what, compare=lambda outputs: found.update(outputs) or {})
-    with _prepared(workers, [contestant], what, rows):
-        if "error" in rows[contestant]:
-            raise WorkerError(rows[contestant]["error"])
+    row, found = {}, {}
+    task = dataclasses.replace(task, compare=lambda outputs: found.update(outputs) or {})
+    with _prepared(workers, [(contestant, task)], [row]):
+        if "error" in row:
+            raise WorkerError(row["error"])
     return found
 
 
 @contextlib.contextmanager
-def _prepared(workers, contestants, what, rows):
-    """{contestant: key} of those that are ready to run; the others' rows say why not."""
-    keys = {}
+def _prepared(workers, entries, rows):
+    """[(worker, key, row)] of those that are ready to run; the others' rows say why they are not."""
+    running = []
     with tempfile.TemporaryDirectory() as scratch:
         inputs, outputs = Path(scratch, "inputs.npz"), Path(scratch, "outputs.npz")
-        np.savez(inputs, **what.arrays)
-        for contestant in contestants:
-            _note(f"{what.kind} {what.mode}: {contestant.label}")
-            key = f"{what.kind}-{next(_keys)}"
-            request = {"kind": what.kind, "name": contestant.name, "case": what.case, "mode": what.mode}
+        written = None
+        for (contestant, task), row in zip(entries, rows):
+            key = f"{contestant.label}, {task.mode} {next(_numbers)}"
+            _note(key)
+            if written is not task.arrays:
+                np.savez(inputs, **task.arrays)
+                written = task.arrays
+            request = {"kind": task.kind, "name": contestant.name, "case": task.case, "mode": task.mode}
             request |= {"key": key, "arrays": str(inputs), "outputs": str(outputs)}
             try:
                 workers.ask(contestant.where, do="prepare", **request)
             except WorkerError as error:
-                rows[contestant]["error"] = str(error)
+                row["error"] = str(error)
                 continue
-            keys[contestant] = key
-            if what.compare:
+            running.append((contestant.where, key, row))
+            if task.compare:
                 with np.load(outputs) as file:
-                    rows[contestant] |= what.compare(dict(file))
-    yield keys
-    for contestant, key in keys.items():
-        workers.ask(contestant.where, do="forget", key=key)
+                    row |= task.compare(dict(file))
+    yield running
+    for where, key, _ in running:
+        workers.ask(where, do="forget", key=key)
     _note("")
 
 
-def _time(workers, keys, rows, effort):
+def _time(workers, running, effort):
     others = Others(workers.pids())
-    times = {contestant: [] for contestant in keys}
-    taken = {contestant: [] for contestant in keys}  # (others' processor seconds, all that there were)
+    times = {key: [] for _, key, _ in running}
+    taken = {key: [] for key in times}  # (others' processor seconds, all that there were)
     for number in range(effort.rounds):
-        for contestant in list(keys)[:: -1 if number % 2 else 1]:  # there and back: nobody always follows the same one
+        for where, key, _ in running[:: -1 if number % 2 else 1]:  # there and back: nobody always follows the same one
             others.reset()
             start = time.perf_counter()
-            answer = workers.ask(contestant.where, do="time", key=keys[contestant], seconds=effort.seconds)
+            answer = workers.ask(where, do="time", key=key, seconds=effort.seconds)
             capacity = (time.perf_counter() - start) * os.cpu_count()
-            times[contestant] += answer["times"]
-            taken[contestant].append((others.seconds(), capacity))
-    for contestant, sample in times.items():
-        row = rows[contestant]
-        row["median"], row["calls"] = statistics.median(sample), len(sample)
-        row["low"], row["high"] = (float(value) for value in np.quantile(sample, (0.25, 0.75)))
-        row["others"] = _share(taken[contestant])
+            times[key] += answer["times"]
+            taken[key].append((others.seconds(), capacity))
+    for _, key, row in running:
+        row["median"], row["calls"] = statistics.median(times[key]), len(times[key])
+        row["low"], row["high"] = (float(value) for value in np.quantile(times[key], (0.25, 0.75)))
+        row["others"] = _share(taken[key])
 
 
 def _share(taken):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_stss.bench import truth
-from keras_stss.bench.race import Contestant, Effort, Race, peak_memory, race
+from keras_stss.bench.race import Contestant, Effort, Task, peak_memory, race
 from keras_stss.bench.workers import BARE_MEMORY, Workers
 
 SHAPES = {
@@ -64,18 +64,22 @@ def run(workers, kind, quick=False):
 def _case(workers, shape, mode, effort):
     case, arrays = _inputs(*shape)
     compare = _comparison(arrays, *shape[1:], mode)
-    rows = race(workers, CONTESTANTS, Race("stss", case, arrays, mode, compare), effort)
+    rows = _race(workers, CONTESTANTS, Task("stss", case, arrays, mode, compare), effort)
     # In forward, features are read and the volume is written; in the step, the volume's gradient and the features are
     # read again and the features' gradient is written. Three products instead of one: two operands have a gradient.
     features, volume = arrays["features"].nbytes, arrays["gradient"].nbytes
     moved = features + volume if mode == "forward" else 3 * features + 2 * volume
     macs = (1 if mode == "forward" else 3) * arrays["gradient"].size * shape[0][-1]
     sizes = {"size": MATRIX if effort.rounds > 2 else MATRIX // 8, "bytes": moved // 2}  # a copy reads and writes
-    product, copy = race(workers, FLOORS, Race("stss", case | sizes, {}, mode), effort)
+    product, copy = _race(workers, FLOORS, Task("stss", case | sizes, {}, mode), effort)
     floors = {"macs": macs, "macs_per_second": sizes["size"] ** 3 / product["median"]}
     floors |= {"bytes": moved, "bytes_per_second": moved / copy["median"]}
     floors |= {"arithmetic": macs / floors["macs_per_second"], "copy": copy["median"]}
-    return {"rows": rows, "floors": floors}
+    return {"rows": [row | {"base": NATIVE.label} for row in rows], "floors": floors}
+
+
+def _race(workers, contestants, task, effort):
+    return race(workers, [(contestant, task) for contestant in contestants], effort)
 
 
 def _add_memory(bare, case, shape, mode):
@@ -83,7 +87,9 @@ def _add_memory(bare, case, shape, mode):
     what, arrays = _inputs(*shape)
     case["output_bytes"] = arrays["gradient"].nbytes
     given_back = arrays["gradient"].nbytes + (arrays["features"].nbytes if mode == "step" else 0)
-    for row, peak in zip(case["rows"], peak_memory(bare, CONTESTANTS, Race("stss", what, arrays, mode))):
+    task = Task("stss", what, arrays, mode)
+    peaks = peak_memory(bare, [(contestant, task) for contestant in CONTESTANTS])
+    for row, peak in zip(case["rows"], peaks):
         row["memory"] = None if peak is None else max(0, peak - given_back)
 
 
@@ -123,7 +129,7 @@ def _growth(workers, quick):
             case, arrays = _inputs(shape, offsets, (size["window"],) * 2)
             row = {"what": name, "value": value, "base": value == BASE[name]}
             for mode in ("forward", "step"):
-                results = race(workers, [NATIVE, REFERENCE], Race("stss", case, arrays, mode), effort)
+                results = _race(workers, [NATIVE, REFERENCE], Task("stss", case, arrays, mode), effort)
                 for name, result in zip(("native", "reference"), results):
                     row[f"{name} {mode}"] = result.get("median")
             found.append(row)

@@ -7,18 +7,20 @@ from keras_stss.bench.workers import BenchError
 
 MODES = {"stss": ("forward", "forward + backward"), "block": ("inference", "training step")}
 MODES["model"] = MODES["block"]
+DIFFERENCES = {
+    "stss": "largest to float64, of the volume · of the gradient as a share of its largest value",
+    "block": "to our reference in the L2 norm, of the outputs · of outputs and input's gradient in the training step",
+    "model": "to our reference in the L2 norm, of the logits · of the first convolution's gradient",
+}
+RATIOS = {"stss": "to native", "block": "to native", "model": "to TSM-R18"}
 
 
 def render(result):
     """Markdown of what :func:`keras_stss.bench.bench` returns: tables, and what they were measured on."""
-    shapes = list(dict.fromkeys(case["shape"] for case in result["cases"]))
     lines = []
-    for shape in shapes:
-        forward, step = (
-            {case["mode"]: case for case in result["cases"] if case["shape"] == shape}[mode]
-            for mode in ("forward", "step")
-        )
-        lines += [f"**{shape}**", "", *_comparison(result["kind"], forward, step), ""]
+    for shape in dict.fromkeys(case["shape"] for case in result["cases"]):
+        cases = [case for case in result["cases"] if case["shape"] == shape]
+        lines += [f"**{shape}**", "", *_comparison(result["kind"], cases), ""]
     if result.get("growth"):
         lines += ["**How our cost grows**, one size at a time", "", *_growth(result["growth"]), ""]
     return "\n".join([*lines, *_notes(result)]) + "\n"
@@ -45,32 +47,37 @@ def write_into(path, kind, text):
     Path(path).write_text(before + text + after, encoding="utf-8")
 
 
-def _comparison(kind, forward, step):
-    names = MODES[kind]
-    memory = any(row.get("memory") is not None for row in forward["rows"])
-    header = ["", f"{names[0]}, ms (quartiles)", "ratio", f"{names[1]}, ms (quartiles)", "ratio"]
-    header += ["memory, MB", "with backward, MB"] if memory else []
-    rows = [header, ["---"] * len(header)]
-    bases = [_base(case["rows"]) for case in (forward, step)]
-    for pair in zip(forward["rows"], step["rows"]):
-        cells = [pair[0]["label"]]
-        for row, base in zip(pair, bases):
-            cells += [_time(row), f"{row['median'] / base:.2f}" if _counts(row) and base else ""]
-        if memory:
-            cells += [_megabytes(row.get("memory")) for row in pair]
-        rows.append(cells)
-    for label, seconds in _floors(forward, step):
+def _comparison(kind, cases):
+    """One row a contestant, its figures in the modes side by side; ``cases`` are of the same shape."""
+    memory = any(row.get("memory") is not None for case in cases for row in case["rows"])
+    header = [""]
+    for name in MODES[kind]:
+        header += [f"{name}, ms (quartiles)", RATIOS[kind]]
+    header += ["difference"] + (["memory, MB", "with backward, MB"] if memory else [])
+    lines = [header, ["---"] * len(header)]
+    for label in dict.fromkeys(row["label"] for case in cases for row in case["rows"]):
+        rows = [next((row for row in case["rows"] if row["label"] == label), {}) for case in cases]
         cells = [label]
-        for value, base in zip(seconds, bases):
-            cells += [f"{1e3 * value:.2f}", f"{value / base:.2f}" if base else ""]
-        rows.append(cells + [""] * (len(header) - len(cells)))
-    return ["| " + " | ".join(cells) + " |" for cells in rows]
+        for row, case in zip(rows, cases):
+            base = _median(case["rows"], row.get("base"))
+            cells += [_time(row), f"{row['median'] / base:.2f}" if _counts(row) and base else ""]
+        cells.append(" · ".join(f"{row['difference']:.0e}" for row in rows if "difference" in row))
+        if memory:
+            cells += ["" if row.get("memory") is None else f"{row['memory'] / 1e6:.1f}" for row in rows]
+        lines.append(cells)
+    for label, seconds in _floors(cases):
+        cells = [label]
+        for value, case in zip(seconds, cases):
+            base = _median(case["rows"], case["rows"][0]["base"])
+            cells += [_ms(value), f"{value / base:.2f}" if base else ""]
+        lines.append(cells + [""] * (len(header) - len(cells)))
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
-def _floors(forward, step):
-    if "floors" not in forward:
+def _floors(cases):
+    if "floors" not in cases[0]:
         return []
-    floors = [forward["floors"], step["floors"]]
+    floors = [case["floors"] for case in cases]
     rate = " and ".join(f"{floor['macs_per_second'] / 1e9:.0f}" for floor in floors)
     copied = " and ".join(f"{floor['bytes_per_second'] / 1e9:.0f}" for floor in floors)
     return [
@@ -79,9 +86,9 @@ def _floors(forward, step):
     ]
 
 
-def _base(rows):
-    """What ratios are to: the first row's median, ours."""
-    return next((row["median"] for row in rows[:1] if _counts(row)), None)
+def _median(rows, label):
+    """What ratios are to: the median of the row of that label, where it counts."""
+    return next((row["median"] for row in rows if row["label"] == label and _counts(row)), None)
 
 
 def _counts(row):
@@ -89,6 +96,8 @@ def _counts(row):
 
 
 def _time(row):
+    if not row:
+        return ""
     if "error" in row:
         return f"not measured: {row['error']}"
     if row.get("wrong"):
@@ -107,10 +116,6 @@ def _ms(seconds):
     )
 
 
-def _megabytes(size):
-    return "" if size is None else f"{size / 1e6:.1f}"
-
-
 def _growth(rows):
     header = ["", "native forward, ms", "native + backward", "reference forward", "reference + backward"]
     lines = [header, ["---"] * len(header)]
@@ -127,8 +132,8 @@ def _notes(result):
     notes = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, "
         f"{machine['date']}; {versions}.",
-        f"Medians in one run of {result['seconds']:.0f} s, contestants in turn, with quartiles; ratios are to the "
-        "first row. Everybody's numbers were compared with the same truth before they were timed.",
+        f"Medians in one run of {result['seconds']:.0f} s, contestants in turn. *Difference*: "
+        f"{DIFFERENCES[result['kind']]}.",
         _gpu_note(machine["gpu"]),
     ]
     timed = [row for case in result["cases"] for row in case["rows"] if "median" in row]

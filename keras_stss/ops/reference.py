@@ -1,6 +1,7 @@
 """Spatio-temporal self-similarity in plain ``keras.ops``: the definition that every other form is held to."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_stss.ops.sizes import sizes
@@ -12,31 +13,36 @@ COSINE_EPSILON = 1e-6
 def l2_normalize(features):
     """Divides each position's vector by sqrt(sum of squares + 1e-6); computed in float32 for half precision."""
     wide = ops.cast(features, keras.backend.result_type(features.dtype, "float32"))
-    squares = ops.sum(ops.square(wide), axis=-1, keepdims=True)
+    # Not ops.square: LiteRT's converter would put its own normalisation here, of another epsilon and rank 4 at most.
+    squares = ops.sum(wide * wide, axis=-1, keepdims=True)
     return ops.cast(wide * ops.rsqrt(squares + COSINE_EPSILON), features.dtype)
 
 
 def stss(features, temporal_offsets, window, similarity):
     """S[b,t,y,x,l,u,v] = sim(F[b,t,y,x], F[b,t+l,y+u,x+v]), zero outside the clip (SELFY, eq. 1).
 
-    The input is never unfolded: two frames are compared at all pairs of their positions by one matrix product, and
-    the window is gathered out of it. The product of frames t and t + d holds offset d of the one frame and offset
-    -d of the other, so both come from it.
+    The input is never unfolded: one matrix product compares two frames at all pairs of their positions, and the
+    window is gathered out of it. The product of frames t and t + d holds offset d of the one frame and offset -d of
+    the other, so both come from it.
     """
     if similarity == "cosine":
         features = l2_normalize(features)
     batch, time, height, width, channels = sizes(features)
     positions = ops.reshape(features, (batch, time, height * width, channels))
-    # One more position, of zeros. Its product with itself is what the window reads outside the map: a zero that no
-    # feature, infinite or not a number, takes part in.
-    positions = ops.pad(positions, ((0, 0), (0, 0), (0, 1), (0, 0)))  # (B, T, HW + 1, C)
+    # Further positions, of zeros. The product of the last one with itself is what the window reads outside the map: a
+    # zero that no feature takes part in, be it infinite or not a number. Rows of 16 n numbers are the faster ones.
+    count = (height * width // 16 + 1) * 16
+    positions = ops.pad(positions, ((0, 0), (0, 0), (0, count - height * width), (0, 0)))  # (B, T, N, C)
+    places = {
+        earlier: ops.convert_to_tensor(_window_places(height, width, window, count, earlier))  # (H * W * U * V,)
+        for earlier in {offset >= 0 for offset in temporal_offsets}
+    }
     products, volumes = {}, []
     for offset in temporal_offsets:
         distance = _smaller(abs(offset), time)
         if abs(offset) not in products:
-            products[abs(offset)] = _all_pairs(positions, distance)  # (B, T - d, (HW + 1)²)
-        places = _window_places(height, width, window, earlier=offset >= 0)  # (H * W * U * V,)
-        volume = ops.take(products[abs(offset)], places, axis=2)
+            products[abs(offset)] = _all_pairs(positions, distance)  # (B * (T - d), N²)
+        volume = ops.take(products[abs(offset)], places[offset >= 0], axis=1)
         volume = ops.reshape(volume, (batch, time - distance, height * width, window[0] * window[1]))
         if offset:
             outside = ops.zeros((batch, distance, height * width, window[0] * window[1]), volume.dtype)
@@ -51,32 +57,33 @@ def _smaller(number, size):
 
 
 def _all_pairs(positions, distance):
-    """(B, T, N, C) → (B, T - d, N²): each position of frame t times each of frame t + d."""
+    """(B, T, N, C) → (B * (T - d), N²): each position of frame t times each of frame t + d."""
     batch, time, count, channels = sizes(positions)
     frames = (batch, time - distance, count, channels)
     # ops.slice, because the gradient of Python slices is slow in TensorFlow.
     earlier = ops.slice(positions, (0, 0, 0, 0), frames)
     later = ops.slice(positions, (0, distance, 0, 0), frames)
     product = ops.matmul(earlier, ops.transpose(later, (0, 1, 3, 2)))  # (B, T - d, N, N)
-    return ops.reshape(product, (batch, time - distance, count * count))
+    return ops.reshape(product, (batch * (time - distance), count * count))
 
 
-def _window_places(height, width, window, earlier):
-    """Places of S[y,x,u,v], in this order, in the flat product of two frames; the last place for those outside.
+def _window_places(height, width, window, count, earlier):
+    """Where S[y,x,u,v] stand, in this order, in the flat product of two frames; outside the map: the last place.
 
     ``earlier``: whether (y, x) is a position of the earlier frame, a row of the product, and not of the later one.
     """
-    count = height * width + 1
-    last = count * count - 1
+    # Known sizes give constants, which compilers know to be in range.
+    array = np if isinstance(height, int) and isinstance(width, int) else ops
     position_stride, other_stride = (count, 1) if earlier else (1, count)
+    last = count * count - 1
 
     def along(size, side, step):
         """(size, side): what one axis adds to the place."""
-        position = ops.expand_dims(ops.arange(size, dtype="int32"), 1)
-        other = position + ops.arange(-(side // 2), side // 2 + 1, dtype="int32")
-        inside = ops.logical_and(other >= 0, other < size)
-        return ops.where(inside, (position * position_stride + other * other_stride) * step, last)
+        position = array.expand_dims(array.arange(size, dtype="int32"), 1)
+        other = position + array.arange(-(side // 2), side // 2 + 1, dtype="int32")
+        inside = array.logical_and(other >= 0, other < size)
+        return array.where(inside, (position * position_stride + other * other_stride) * step, last)
 
     rows = along(height, window[0], width)[:, None, :, None]  # (H, 1, U, 1)
     columns = along(width, window[1], 1)[None, :, None, :]  # (1, W, 1, V)
-    return ops.reshape(ops.minimum(rows + columns, last), (-1,))
+    return array.reshape(array.minimum(rows + columns, last), (-1,))

@@ -3,8 +3,9 @@
 // Compiling a .cu file as C++ with KERAS_STSS_ON_HOST makes its kernels ordinary functions. A launch runs one block
 // after another; the threads of a block are coroutines that run until they reach a barrier or an instruction that a warp
 // executes together. What the GPU would leave to chance is made to fail or to show:
-//   - a run may order threads and blocks in any way (KERAS_STSS_ORDER=0 as numbered, 1 reversed, more: shuffled with
-//     that seed); a missing barrier makes results depend on it;
+//   - a run may order threads and blocks in any way (KERAS_STSS_ORDER=0: warps in step, as numbered; 1: each warp as far
+//     ahead of the others as it can get, the last first; more: the same, shuffled with that seed), and a block may get
+//     the work of many (KERAS_STSS_GRID: how many blocks there are at most); a missing barrier shows in the results;
 //   - shared memory starts as NaN and is exactly as large as asked for (the address sanitizer sees the rest);
 //   - asynchronous copies arrive only when they are waited for;
 //   - a barrier or warp instruction that not all threads reach stops the program, and so does a misaligned address.
@@ -219,21 +220,49 @@ inline bool CanRun(int number) {
   return true;
 }
 
+inline int Setting(const char* name, int otherwise) {
+  const char* asked = getenv(name);
+  return asked ? atoi(asked) : otherwise;
+}
+
+// Order of blocks or, with groups, of threads by warps; from KERAS_STSS_ORDER.
+inline std::vector<int> Order(int count, int group) {
+  const int mode = Setting("KERAS_STSS_ORDER", 0);
+  std::mt19937 random(mode);
+  const auto arranged = [&](int size) {
+    std::vector<int> order(size);
+    for (int i = 0; i < size; ++i) order[i] = mode == 1 ? size - 1 - i : i;
+    if (mode > 1) std::shuffle(order.begin(), order.end(), random);
+    return order;
+  };
+  std::vector<int> order;
+  for (int outer : arranged(count / group))
+    for (int inner : arranged(group)) order.push_back(outer * group + inner);
+  return order;
+}
+
 inline void RunBlock(const std::vector<int>& order) {
   for (Thread& thread : block->threads) {
     thread.state = State::kReady;
     thread.instructions = thread.barriers = thread.committed = 0;
     thread.context.Start(thread.stack.data(), thread.stack.size(), Entry);
   }
+  const auto run = [&](size_t from, size_t to) {
+    bool progress = false;
+    for (size_t i = from; i < to; ++i) {
+      if (!CanRun(order[i])) continue;
+      progress = true;
+      block->current = order[i];
+      block->threads[order[i]].state = State::kReady;
+      Context::Switch(&block->scheduler, &block->threads[order[i]].context);
+    }
+    return progress;
+  };
   for (bool progress = true; progress;) {
     progress = false;
-    for (int number : order) {
-      if (!CanRun(number)) continue;
-      progress = true;
-      block->current = number;
-      block->threads[number].state = State::kReady;
-      Context::Switch(&block->scheduler, &block->threads[number].context);
-    }
+    const size_t together = Setting("KERAS_STSS_ORDER", 0) ? 32 : order.size();
+    for (size_t first = 0; first < order.size(); first += together)
+      while (run(first, first + together)) progress = true;
   }
   for (const Thread& thread : block->threads)
     if (thread.state != State::kDone) Fail("a barrier or warp instruction that not all threads reach");
@@ -246,17 +275,6 @@ struct ThreadIndex {
 };
 inline ThreadIndex thread_index;
 inline Index block_index, grid_size;
-
-// Order of threads and blocks, from KERAS_STSS_ORDER.
-inline std::vector<int> Order(int count) {
-  const char* asked = getenv("KERAS_STSS_ORDER");
-  const int mode = asked ? atoi(asked) : 0;
-  std::vector<int> order(count);
-  for (int i = 0; i < count; ++i) order[i] = i;
-  if (mode == 1) std::reverse(order.begin(), order.end());
-  if (mode > 1) std::shuffle(order.begin(), order.end(), std::mt19937(mode));
-  return order;
-}
 
 inline float TowardsZero(double value) {
   const float rounded = static_cast<float>(value);
@@ -406,9 +424,10 @@ cudaError_t Launch(void (*kernel)(Parameters...), int64_t grid, int size, size_t
   for (auto& deposits : block.deposits) deposits.resize(size);
   block.kernel = [&] { kernel(arguments...); };
   cuda_on_host::block = &block;
+  grid = min(grid, static_cast<int64_t>(cuda_on_host::Setting("KERAS_STSS_GRID", 0x7fffffff)));
   cuda_on_host::grid_size.x = static_cast<unsigned>(grid);
-  const std::vector<int> order = cuda_on_host::Order(size);
-  for (int number : cuda_on_host::Order(static_cast<int>(grid))) {
+  const std::vector<int> order = cuda_on_host::Order(size, 32);
+  for (int number : cuda_on_host::Order(static_cast<int>(grid), 1)) {
     block.shared = static_cast<unsigned char*>(malloc(shared + 1));
     memset(block.shared, 0xff, shared);
     cuda_on_host::block_index.x = static_cast<unsigned>(number);

@@ -1,5 +1,5 @@
-// The convolutions over tiny maps alone, for the address and undefined-behaviour sanitizers: every function on buffers of
-// exactly its size, over shapes that end in the middle of every tile, against plain loops in double precision.
+// The convolutions over tiny maps alone, for the address and undefined-behaviour sanitizers: every function on buffers
+// of exactly its size, over shapes that end in the middle of every tile, against plain loops in double precision.
 //
 // g++ -std=c++17 -g -O1 -fsanitize=address,undefined -DKERAS_STSS_ISA=plain -I keras_stss/ops/cc <this file>
 #include <stdio.h>
@@ -195,8 +195,9 @@ void CheckFinish(int64_t maps, int64_t positions, int64_t channels) {
 int main() {
   // rows, columns, channels · kernel, filters · strides · paddings · output
   const MapConvLayer layers[] = {
-      {9, 9, 1, 3, 3, 4, 1, 1, 1, 1, 9, 9},   {9, 7, 4, 3, 3, 16, 2, 2, 1, 1, 5, 4}, {3, 3, 5, 3, 3, 13, 1, 1, 0, 0, 1, 1},
-      {1, 1, 3, 1, 1, 9, 1, 1, 0, 0, 1, 1},   {4, 6, 2, 2, 5, 7, 1, 2, 0, 1, 3, 2},  {2, 2, 6, 5, 5, 6, 3, 1, 2, 2, 1, 2},
+      {9, 9, 1, 3, 3, 4, 1, 1, 1, 1, 9, 9},   {9, 7, 4, 3, 3, 16, 2, 2, 1, 1, 5, 4},
+      {3, 3, 5, 3, 3, 13, 1, 1, 0, 0, 1, 1},  {1, 1, 3, 1, 1, 9, 1, 1, 0, 0, 1, 1},
+      {4, 6, 2, 2, 5, 7, 1, 2, 0, 1, 3, 2},   {2, 2, 6, 5, 5, 6, 3, 1, 2, 2, 1, 2},
       {5, 5, 17, 3, 3, 11, 2, 2, 3, 3, 5, 5},
   };
   int64_t checks = 0;
@@ -204,8 +205,11 @@ int main() {
     for (int64_t maps : {1, 5, 47, 48, 49, 100, 193}) CheckConv(layer, maps), ++checks;
   for (int64_t maps : {1, 16, 48, 77}) {
     CheckStack({layers[0]}, maps);
-    CheckStack({{9, 9, 1, 3, 3, 4, 1, 1, 1, 1, 9, 9}, {9, 9, 4, 3, 3, 9, 2, 2, 1, 1, 5, 5},
-                {5, 5, 9, 3, 3, 10, 2, 2, 1, 1, 3, 3}, {3, 3, 10, 3, 3, 5, 1, 1, 0, 0, 1, 1}}, maps);
+    CheckStack({{9, 9, 1, 3, 3, 4, 1, 1, 1, 1, 9, 9},
+                {9, 9, 4, 3, 3, 9, 2, 2, 1, 1, 5, 5},
+                {5, 5, 9, 3, 3, 10, 2, 2, 1, 1, 3, 3},
+                {3, 3, 10, 3, 3, 5, 1, 1, 0, 0, 1, 1}},
+               maps);
     CheckFinish(maps, 3, 7);
     CheckFinish(maps, 1, 33);
     checks += 4;

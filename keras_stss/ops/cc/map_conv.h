@@ -12,10 +12,9 @@
 
 #include "dispatch.h"
 #include "parallel.h"
+#include "simd.h"
 
 namespace keras_stss {
-
-enum class DType : int32_t;
 
 // Maps of a block: three vectors of AVX-512, six of AVX2. The same for all instruction sets, as tensors depend on it.
 constexpr int64_t kMapLanes = 48;
@@ -67,8 +66,8 @@ KERAS_STSS_FOR_EACH_ISA(bool MapConv(const MapConvLayer& layer, int64_t maps, co
 // d_scale and d_shift are written only where there is an activation.
 KERAS_STSS_FOR_EACH_ISA(bool MapConvGrad(const MapConvLayer& layer, int64_t maps, const float* x,
                                          MapActivation activation, const float* kernel, const float* y,
-                                         const float* d_y, MapStatisticsGradient statistics, float* d_x,
-                                         float* d_scale, float* d_shift, float* d_kernel, const Parallel& parallel))
+                                         const float* d_y, MapStatisticsGradient statistics, float* d_x, float* d_scale,
+                                         float* d_shift, float* d_kernel, const Parallel& parallel))
 
 // (blocks, positions, channels, kMapLanes) → ReLU(y * scale + shift) as (maps, positions·channels) of dtype.
 KERAS_STSS_FOR_EACH_ISA(bool MapFinish(int64_t maps, int64_t positions, int64_t channels, const float* y,

@@ -100,8 +100,7 @@ bool PlanBackward(const MapConvLayer& layer, Plan* plan) {
       for (int64_t y = 0; y < layer.kernel_rows; ++y) {
         const int64_t out_row = SeenFrom(row, layer.pad_rows, y, layer.stride_rows, layer.out_rows);
         for (int64_t x = 0; x < layer.kernel_columns && out_row >= 0; ++x) {
-          const int64_t out_column =
-              SeenFrom(column, layer.pad_columns, x, layer.stride_columns, layer.out_columns);
+          const int64_t out_column = SeenFrom(column, layer.pad_columns, x, layer.stride_columns, layer.out_columns);
           if (out_column < 0) continue;
           plan->segments.get()[count++] = {(out_row * layer.out_columns + out_column) * layer.filters,
                                            (y * layer.kernel_columns + x) * layer.filters, layer.filters};

@@ -94,7 +94,7 @@ bool MakeScratch(const Plan& plan, Scratch* scratch) {
   return true;
 }
 
-// One row of positions, (W, C) as stored -> (C, pitch), normalised. Lanes beyond the row's end repeat its last position.
+// One row of positions, (W, C) as stored -> (C, pitch), normalised. Lanes beyond the row's end repeat its last one.
 void PackRow(const Plan& plan, int64_t row, float* wide, float* packed) {
   const int64_t width = plan.shape->width, channels = plan.shape->channels;
   for (int64_t x = 0; x < width; x += kLanes) {
@@ -179,7 +179,8 @@ Tile TileOf(int64_t rows, int64_t columns) {
 void ScoreRows(const Plan& plan, const Scratch& scratch, const float* queries, int64_t y, int64_t rows, int64_t x,
                int64_t key_frame) {
   const StssShape& shape = *plan.shape;
-  const int64_t window_y = 2 * plan.reach_y + 1, window_x = 2 * plan.reach_x + 1, last = Min(x + kLanes, shape.width) - 1;
+  const int64_t window_y = 2 * plan.reach_y + 1, window_x = 2 * plan.reach_x + 1;
+  const int64_t last = Min(x + kLanes, shape.width) - 1;  // position
   const int64_t chunks = CeilDiv(window_x, kMaxColumns), row_scores = window_x * kLanes;
   if (y < plan.reach_y || y + rows + plan.reach_y > shape.height)
     memset(scratch.scores, 0, rows * window_y * row_scores * sizeof(float));
@@ -256,7 +257,8 @@ void ScoreBlock(const Plan& plan, const Scratch& scratch, int64_t frame, int64_t
   for (int64_t l = 0; l < shape.offset_count; ++l) {
     const int64_t offset = shape.offsets[l];
     if (offset < -t || offset >= shape.time - t) {
-      for (int64_t i = (frame * shape.height + begin) * shape.width; i < (frame * shape.height + end) * shape.width; ++i)
+      const int64_t first = (frame * shape.height + begin) * shape.width, after = first + (end - begin) * shape.width;
+      for (int64_t i = first; i < after; ++i)
         memset(plan.volume + (i * shape.offset_count + l) * window * SizeOf(plan.dtype), 0,
                window * SizeOf(plan.dtype));
       continue;
@@ -268,7 +270,8 @@ void ScoreBlock(const Plan& plan, const Scratch& scratch, int64_t frame, int64_t
         for (int64_t i = 0; i < rows; ++i) {
           const int64_t position = (frame * shape.height + y + i) * shape.width + x;
           const float* scores = scratch.scores + i * (2 * plan.reach_y + 1) * (2 * plan.reach_x + 1) * kLanes;
-          WriteScores(plan, scratch, scores, Min(kLanes, shape.width - x), (position * shape.offset_count + l) * window);
+          WriteScores(plan, scratch, scores, Min(kLanes, shape.width - x),
+                      (position * shape.offset_count + l) * window);
         }
       }
     }

@@ -169,6 +169,7 @@ struct OnCpu {
 template <typename T>
 struct OnGpu {
   static constexpr int kDType = static_cast<int>(DTypeOf<T>());
+  static constexpr int64_t kMostOffsets = 64;  // see stss_cuda.h
 
   static cudaStream_t StreamOf(OpKernelContext* context) {
     return static_cast<cudaStream_t>(context->op_device_context()->stream()->platform_specific_handle().stream);
@@ -178,6 +179,12 @@ struct OnGpu {
     return context->allocate_temp(tensorflow::DT_UINT8, TensorShape({static_cast<int64_t>(bytes)}), workspace);
   }
 
+  static absl::Status Check(const StssShape& shape) {
+    if (shape.offset_count <= kMostOffsets) return absl::OkStatus();
+    return InvalidArgument("the CUDA kernels take at most ", kMostOffsets, " temporal_offsets. Received: ",
+                           shape.offset_count);
+  }
+
   static absl::Status StatusOf(cudaError_t error) {
     if (error == cudaSuccess) return absl::OkStatus();
     return absl::InternalError(absl::StrCat("CUDA could not run the self-similarity: ", cudaGetErrorString(error)));
@@ -185,6 +192,7 @@ struct OnGpu {
 
   static absl::Status Run(OpKernelContext* context, const StssShape& shape, const Tensor& features, Tensor* volume) {
     Tensor workspace;
+    TF_RETURN_IF_ERROR(Check(shape));
     TF_RETURN_IF_ERROR(Allocate(context, StssForwardWorkspace(shape, kDType), &workspace));
     return StatusOf(StssForwardCuda(shape, kDType, features.data(), volume->data(), workspace.data(),
                                     StreamOf(context)));
@@ -193,6 +201,7 @@ struct OnGpu {
   static absl::Status Run(OpKernelContext* context, const StssShape& shape, const Tensor& features,
                           const Tensor& gradient, Tensor* result) {
     Tensor workspace;
+    TF_RETURN_IF_ERROR(Check(shape));
     TF_RETURN_IF_ERROR(Allocate(context, StssBackwardWorkspace(shape, kDType), &workspace));
     return StatusOf(StssBackwardCuda(shape, kDType, features.data(), gradient.data(), result->data(),
                                      workspace.data(), StreamOf(context)));
