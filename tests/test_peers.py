@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from keras_stss.bench import networks
 from keras_stss.bench.race import Contestant, Task, fetch
 from keras_stss.bench.workers import WorkerError, Workers
 from keras_stss.ops import dispatch
@@ -76,3 +77,26 @@ def test_peers_differ_where_the_input_does(workers):
     np.testing.assert_allclose(volumes[0], inner, atol=1e-6)
     for offset in itertools.product((0, 1), repeat=2):
         assert np.max(np.abs(volumes[1][..., offset[0] : offset[0] + 3, 0:3] - volumes[0])) > 0.1
+
+
+@pytest.mark.parametrize("mode", ["forward", "step"])
+@pytest.mark.parametrize("block", networks.BLOCKS)
+def test_the_same_blocks_in_pytorch(workers, block, mode):
+    """The benchmark's blocks, written from the papers in PyTorch, with our weights: outputs and input's gradient."""
+    _, options, native = networks.BLOCKS[block]
+    shape = (2, 3, 7, 9, 12) if block == "MotionSqueezeBlock" else (2, 3, 8, 6, 12)
+    case = {"block": block, "options": options, "channels": shape[-1], "frames": shape[1], "native": native}
+    rng = np.random.default_rng(3)
+    arrays = {name: rng.standard_normal(shape, dtype="float32") for name in ("inputs", "gradient")}
+    ours = fetch(workers, Contestant("ours", "truth", "ours"), Task("block", case, arrays, mode))
+    weights = {name: value for name, value in ours.items() if name.startswith("weight/")}
+    try:
+        theirs = fetch(
+            workers, Contestant("torch", "PyTorch, channels first", ""), Task("block", case, arrays | weights, mode)
+        )
+    except WorkerError as reason:
+        if "no environment" not in str(reason):
+            raise
+        pytest.skip(str(reason))
+    for name in ("outputs", "gradient") if mode == "step" else ("outputs",):
+        assert np.linalg.norm(ours[name] - theirs[name]) < 1e-5 * np.linalg.norm(ours[name]), name

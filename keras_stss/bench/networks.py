@@ -40,10 +40,10 @@ FORMS = [
     ("torch", "PyTorch, maps in the batch", f"PyTorch{L_IN_BATCH}", ("forward", "step")),
 ]
 CLASSES = 174
-#: Relative difference (L2 norms) of outputs and of gradients to the reference's that still counts as the same thing. In
-#: a training step gradients come through normalisations over millions of float32 numbers, which everybody sums up in
-#: another order; noise as input makes that worse than it is in use. A forgotten term is far beyond it.
-TOLERANCE = {"outputs": 1e-3, "gradient": 0.15}
+#: Relative difference (L2 norms) of outputs and of gradients to the reference's that still counts as the same thing.
+#: The gradient's is wide because it jumps: statistics that are rounded otherwise by 1e-5 turn some of the millions of
+#: ReLUs over. tests/test_peers.py compares blocks so small that none is.
+TOLERANCE = {"outputs": 1e-3, "gradient": 0.3}
 
 
 def run(workers, kind, quick=False, clips=2, frames=8, crop=224):

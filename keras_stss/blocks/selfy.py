@@ -23,7 +23,7 @@ class SELFYBlock(keras.layers.Layer):
         strides: stride of the 3×3 convolution before the comparison, 1 or 2.
         extraction_channels: see :class:`keras_stss.layers.ConvExtractor`.
         integration_channels: see :class:`keras_stss.layers.ConvIntegrator`.
-        implementation: see :func:`keras_stss.ops.stss`.
+        implementation: see :func:`keras_stss.ops.stss`; extraction is native on the CPU unless it says ``"reference"``.
         variant: ``"paper"``, or ``"released"`` to match the authors' code (see ``ConvIntegrator``).
 
     Input and output shape: (B, T, H, W, C); C must be known.
@@ -60,7 +60,9 @@ class SELFYBlock(keras.layers.Layer):
         self.similarity_layer = SpatioTemporalSelfSimilarity(
             temporal_offsets, window, similarity, implementation, dtype=policy, name="similarity"
         )
-        self.extract = ConvExtractor(extraction_channels, implementation, dtype=policy, name="extract")
+        # The kernels of extraction are for the CPU alone: a native block on a GPU has the reference here.
+        extraction = "reference" if implementation == "reference" else "auto"
+        self.extract = ConvExtractor(extraction_channels, extraction, dtype=policy, name="extract")
 
     def build(self, input_shape):
         check_shape(input_shape, "B T H W C", known=("C",))

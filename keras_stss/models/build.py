@@ -15,8 +15,8 @@ from keras_stss.ops.dispatch import why_not_native
 SOMETHING_SOMETHING_CLASSES = 174
 #: The classes behind the names that a config gives to blocks.
 BLOCK_CLASSES = {"selfy": SELFYBlock, "motion_squeeze": MotionSqueezeBlock}
-#: The operations that they have native forms of.
-BLOCK_OPERATIONS = {"selfy": ("stss", "map_conv"), "motion_squeeze": ("displacement",)}
+#: The operation that a native block stands or falls with.
+BLOCK_OPERATIONS = {"selfy": "stss", "motion_squeeze": "displacement"}
 
 
 def build_model(config_or_path, classes=None, **overrides):
@@ -72,8 +72,7 @@ def _blocks(stage, chosen):
     options = {name: getattr(chosen, name) for name in BLOCKS if getattr(chosen, name) is not None}
     for name, section in options.items():
         # Otherwise the first step would stop, deep inside Keras.
-        reasons = map(why_not_native, BLOCK_OPERATIONS[name]) if section.implementation == "native" else ()
-        if reason := next(filter(None, reasons), None):
+        if section.implementation == "native" and (reason := why_not_native(BLOCK_OPERATIONS[name])):
             raise ConfigError(f"model.insert.{stage}.{name}.implementation: native is not possible: {reason}")
     return [BLOCK_CLASSES[name](**section.model_dump(), name=f"{stage}_{name}") for name, section in options.items()]
 

@@ -35,6 +35,8 @@ const Case kCases[] = {
     {1, 2, 3, 5, 0, {0}, 3, 3},
     {0, 2, 3, 5, 4, {0}, 3, 3},
     {1, 3, 4, 5, 8, {1, 1, -1}, 3, 3},  // an offset twice
+    {1, 3, 4, 5, 8, {1, 1, 0}, 3, 3},
+    {1, 2, 2, 90, 3, {0, 1}, 3, 9},
 };
 
 // Every thread takes ranges of three units, in an order that changes from run to run.

@@ -16,8 +16,8 @@ namespace keras_stss {
 namespace KERAS_STSS_ISA {
 namespace {
 
-constexpr int kMaxPositions = kLanes == 16 ? 6 : 3;  // of a tile
-constexpr int kMaxVectors = kLanes == 16 ? 4 : 4;    // of channels, of a tile
+constexpr int kMaxPositions = kLanes == 16 ? 6 : 4;  // of a tile: kMaxPositions * kMaxVectors + kMaxVectors + 1
+constexpr int kMaxVectors = kLanes == 16 ? 4 : 3;    // registers
 
 // Everything that the units of one call have in common.
 struct Plan {
@@ -58,8 +58,8 @@ Plan MakePlan(const StssShape& shape, DType dtype) {
   plan.reach_y = Min(shape.rows / 2, shape.height - 1);
   plan.reach_x = Min(shape.columns / 2, shape.width - 1);
   plan.direct = dtype == DType::kFloat32 && shape.channels == plan.pitch;
-  // Weights are written by the vector, which goes up to kLanes - 1 values beyond the window: a whole matrix of a row's
-  // pairs, or for long rows its diagonal with so much room.
+  // Weights are written by the square, which goes up to 2 kLanes - 2 values beyond a position's window, into no other
+  // position's: a whole matrix of a row's pairs, or for long rows its diagonal with that much room.
   plan.step = Min(RoundUp(shape.width, kLanes), 2 * plan.reach_x + 2 * kLanes);
   plan.line = shape.width * (plan.step + 1) + kLanes;
   plan.values = shape.batch * shape.time * shape.height * shape.width * shape.offset_count * shape.rows * shape.columns;
@@ -195,10 +195,10 @@ Tile TileOf(int64_t positions, Ints<kPositions...>) {
 
 Tile TileOf(int64_t positions, int64_t vectors) {
   using Positions = CountTo<kMaxPositions>::Type;
-  return vectors == 4   ? TileOf<4>(positions, Positions())
-         : vectors == 3 ? TileOf<3>(positions, Positions())
+  return vectors == 1   ? TileOf<1>(positions, Positions())
          : vectors == 2 ? TileOf<2>(positions, Positions())
-                        : TileOf<1>(positions, Positions());
+         : vectors == 3 ? TileOf<3>(positions, Positions())
+                        : TileOf<kMaxVectors>(positions, Positions());
 }
 
 // kLanes of the gradient's values from `index` on; those before its first and after its last are zero.
@@ -273,8 +273,7 @@ void RowWeights(const Plan& plan, int64_t frame, int64_t y, int64_t offset, int6
     for (int64_t b = begin / kLanes * kLanes; b < end; b += kLanes) {
       Vec square[kLanes];
       PairWeights(plan, frame, y, offset, u, turned, a, b, square);
-      for (int64_t i = 0; i < rows; ++i)
-        if (b <= a + i + reach && b + kLanes > a + i - reach) Store(weights + (a + i) * plan.step + b, square[i]);
+      for (int64_t i = 0; i < rows; ++i) Store(weights + (a + i) * plan.step + b, square[i]);
     }
   }
 }
@@ -290,12 +289,12 @@ void GatherFrame(const Plan& plan, const Scratch& scratch, int64_t frame, int64_
   }
   const Order order = turned ? Order{plan.step, 1} : Order{1, plan.step};
   const int64_t most = Min(kMaxPositions, 2 * plan.reach_x + 1), tiles = CeilDiv(width, most);
-  const int64_t vectors = plan.pitch / kLanes;
-  for (int64_t vector = 0; vector < vectors; vector += kMaxVectors) {
-    const int64_t channel = vector * kLanes;
+  const int64_t vectors = plan.pitch / kLanes, parts = CeilDiv(vectors, kMaxVectors);
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t vector = vectors * part / parts, channel = vector * kLanes;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t x = width * tile / tiles, positions = width * (tile + 1) / tiles - x;
-      TileOf(positions, Min(kMaxVectors, vectors - vector))(
+      TileOf(positions, vectors * (part + 1) / parts - vector)(
           scratch.starts, end - begin, channel, scratch.weights, plan.line, order, x, width, plan.reach_x, plan.pitch,
           sums + x * plan.pitch + channel);
     }

@@ -8,11 +8,13 @@
 
 namespace keras_stss {
 
+// Shards of about equal cost, as many as its estimate is worth.
 inline Parallel OnThreadPool(tensorflow::OpKernelContext* context) {
   return {context->device()->tensorflow_cpu_worker_threads()->workers,
           [](void* pool, int64_t units, int64_t cost_per_unit, Parallel::Body body, void* argument) {
+            using Scheduling = tensorflow::thread::ThreadPool::SchedulingParams;
             static_cast<tensorflow::thread::ThreadPool*>(pool)->ParallelFor(
-                units, cost_per_unit, [=](int64_t begin, int64_t end) { body(argument, begin, end); });
+                units, Scheduling::Adaptive(cost_per_unit), [=](int64_t begin, int64_t end) { body(argument, begin, end); });
           }};
 }
 
