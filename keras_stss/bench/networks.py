@@ -59,10 +59,10 @@ def run(workers, kind, quick=False, clips=2, frames=8, crop=224):
     if quick:
         clips, frames, crop = 1, 3, 32
     if kind == "block":
-        effort = Effort(2, 0.001) if quick else Effort(9, 0.3)
+        effort = Effort(2, 0.001) if quick else Effort(7, 0.25)
         shape = (1, 3, 8, 8, 16) if quick else (1, 8, 28, 28, 128)
         return {"cases": [_block(workers, name, shape, mode, effort) for name in BLOCKS for mode in MODES]}
-    effort = Effort(1, 0.001) if quick else Effort(5, 0.5)
+    effort = Effort(1, 0.001) if quick else Effort(5, 0.4)
     return {"cases": [_models(workers, mode, clips if mode == "step" else 1, frames, crop, effort) for mode in MODES]}
 
 

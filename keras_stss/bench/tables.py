@@ -22,7 +22,7 @@ def render(result):
         cases = [case for case in result["cases"] if case["shape"] == shape]
         lines += [f"**{shape}**", "", *_comparison(result["kind"], cases), ""]
     if result.get("growth"):
-        lines += ["**How our cost grows**, one size at a time", "", *_growth(result["growth"]), ""]
+        lines += ["**How our cost grows**: a base, and one size changed at a time", "", *_growth(result["growth"]), ""]
     return "\n".join([*lines, *_notes(result)]) + "\n"
 
 
@@ -120,9 +120,8 @@ def _growth(rows):
     header = ["", "native forward, ms", "native + backward", "reference forward", "reference + backward"]
     lines = [header, ["---"] * len(header)]
     for row in rows:
-        mark = " (base)" if row["base"] else ""
         times = [row[f"{who} {mode}"] for who in ("native", "reference") for mode in ("forward", "step")]
-        lines.append([f"{row['what']} = {row['value']}{mark}", *("" if time is None else _ms(time) for time in times)])
+        lines.append([row["changed"], *("" if time is None else _ms(time) for time in times)])
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 

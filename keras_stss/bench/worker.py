@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 #: Seconds.
-LONG = 2.0
+LONG = 0.5
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
