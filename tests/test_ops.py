@@ -210,6 +210,12 @@ def test_stss_defaults():
     assert error(found, stss_by_hand(features, (-2, -1, 0, 1, 2), (9, 9), "cosine")) < FORWARD["float32"]
 
 
+def test_stss_takes_numpy_integers():
+    features = np.ones((1, 2, 3, 3, 2), "float32")
+    volume = stss(features, np.arange(2), np.array([3, 1]))
+    np.testing.assert_array_equal(volume, stss(features, (0, 1), (3, 1)))
+
+
 @pytest.mark.parametrize("channels", [4, None])
 def test_stss_of_unknown_sizes(channels):
     """One graph, with no dimension known while it is traced, serves clips of any size."""

@@ -1,5 +1,7 @@
 """Spatio-temporal self-similarity behind one signature."""
 
+from numbers import Real
+
 import keras
 from keras import ops
 
@@ -75,6 +77,6 @@ def _integers(values):
     if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
         return None
     values = tuple(values)
-    if any(isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) for value in values):
+    if any(isinstance(value, bool) or not isinstance(value, Real) or value % 1 for value in values):
         return None
     return tuple(int(value) for value in values)
