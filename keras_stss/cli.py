@@ -63,8 +63,15 @@ def _is_mendable(error):
     return bool(names & mendable) or isinstance(error, OSError)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line."""
+
+    def error(self, message):
+        self.exit(MENDABLE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(prog="keras-stss", description="Motion-aware video recognition for Keras.")
+    parser = _Parser(prog="keras-stss", description="Motion-aware video recognition for Keras.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a model, or go on with a run")

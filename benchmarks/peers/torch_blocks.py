@@ -1,16 +1,16 @@
 """The papers' blocks and models as one writes them in PyTorch, for the benchmark: own code, from the papers.
 
 SELFY (Kwon et al., section 3.2), MotionSqueeze (Kwon et al., section 3.1), TSM-ResNet-18 (Lin et al., ICCV 2019; He et
-al., CVPR 2016). Channels first with PyTorch's channels_last memory format, its fast one on CPUs; frames are folded
-into the batch. The similarity is the fastest of PyTorch's formulations in torch_stss.py. Every layer is created in the
-order of ours, so that weights are handed over one by one and outputs can be compared.
+al., CVPR 2016). Channels first with PyTorch's channels_last memory format, its fast one on CPUs; frames are folded into
+the batch. The similarity is the fastest of PyTorch's formulations in torch_stss.py, or what the released code calls.
+Every layer is created in the order of ours, so that weights are handed over one by one and outputs can be compared.
 """
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch_stss import product_gather
+from torch_stss import product_gather, sampler_each
 
 BN = {"eps": 1e-5, "momentum": 0.1}
 FORMATS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
@@ -25,15 +25,21 @@ def conv_bn(channels, filters, kernel, stride=1, padding=None, groups=1, relu=Tr
     return nn.Sequential(conv, norm, *([nn.ReLU(inplace=True)] if relu else []))
 
 
+def by_sampler(clip, offsets, window):
+    """Self-similarity as the papers' released code computes it, from and to the layout of ``product_gather``."""
+    volume = sampler_each(clip.permute(0, 1, 4, 2, 3).contiguous(), offsets, window)
+    return volume.permute(0, 1, 5, 6, 2, 3, 4)
+
+
 class Selfy(nn.Module):
     """(B·T, C, H, W) → the same; Z = ReLU(F* · Wθ) + V.
 
     ``extraction`` is "3d" for the paper's 1×3×3 convolutions over (l, u, v), or "2d" for the same with l in the batch.
     """
 
-    def __init__(self, channels, frames, options, extraction):
+    def __init__(self, channels, frames, options, similarity, extraction):
         super().__init__()
-        self.frames, self.extraction = frames, extraction
+        self.frames, self.similarity, self.extraction = frames, similarity, extraction
         self.offsets, self.window = options["temporal_offsets"], tuple(options["window"])
         width, layers = options["channels"], options["extraction_channels"]
         self.reduce = conv_bn(channels, width, (3, 3), stride=2)
@@ -59,7 +65,7 @@ class Selfy(nn.Module):
         features = self.reduce(inputs)  # (BT, c, h, w)
         count, _, height, width = features.shape
         clip = features.permute(0, 2, 3, 1).unflatten(0, (-1, self.frames))  # (B, T, h, w, c)
-        volume = product_gather(clip, self.offsets, self.window)  # (B, T, h, w, L, U, V)
+        volume = self.similarity(clip, self.offsets, self.window)  # (B, T, h, w, L, U, V)
         layers = len(self.offsets)
         if self.extraction == "3d":
             maps = self.extract(volume.reshape(-1, 1, layers, *self.window))  # (BThw, C_F, L, 1, 1)
@@ -76,9 +82,9 @@ class Selfy(nn.Module):
 class MotionSqueeze(nn.Module):
     """(B·T, C, H, W) → the same; the last frame repeats the motion of the one before."""
 
-    def __init__(self, channels, frames, options):
+    def __init__(self, channels, frames, options, similarity):
         super().__init__()
-        self.frames, self.window = frames, tuple(options["window"])
+        self.frames, self.similarity, self.window = frames, similarity, tuple(options["window"])
         self.sigma, self.temperature = options["sigma"], options["temperature"]
         self.reduce = conv_bn(channels, options["channels"], (1, 1))
         steps, inner = [], 3
@@ -91,7 +97,7 @@ class MotionSqueeze(nn.Module):
     def forward(self, inputs):
         features = self.reduce(inputs).permute(0, 2, 3, 1).unflatten(0, (-1, self.frames))  # (B, T, H, W, c)
         # Each frame but the last with the next: a clip of pairs.
-        volume = product_gather(features, (1,), self.window)[:, :-1].squeeze(4)  # (B, T-1, H, W, U, V)
+        volume = self.similarity(features, (1,), self.window)[:, :-1].squeeze(4)  # (B, T-1, H, W, U, V)
         moved = self._squeeze(volume).flatten(0, 1).permute(0, 3, 1, 2)  # (B(T-1), 3, H, W)
         motion = self.transform(moved.contiguous(memory_format=torch.channels_last))
         motion = motion.unflatten(0, (-1, self.frames - 1))
@@ -198,16 +204,16 @@ def _convolution(kernel, layer):
 # --- contestants ------------------------------------------------------------------------------------------------------
 
 
-def _block(case, extraction):
+def _block(case, similarity, extraction):
     block = {"SELFYBlock": Selfy, "MotionSqueezeBlock": MotionSqueeze}[case["block"]]
     more = [extraction] if block is Selfy else []
-    return block(case["channels"], case["frames"], case["options"], *more)
+    return block(case["channels"], case["frames"], case["options"], similarity, *more)
 
 
-def network(extraction="3d", channels_last=True):
+def network(similarity=product_gather, extraction="3d", channels_last=True):
     def make(case, arrays, mode):
         torch.manual_seed(0)
-        inner = _block(case, extraction) if case["block"] else None
+        inner = _block(case, similarity, extraction) if case["block"] else None
         if extraction == "2d" and case["block"] != "SELFYBlock":
             raise ValueError("there is no extraction in it")
         whole = TsmResNet18(case["frames"], case["classes"], inner) if "classes" in case else inner
@@ -266,7 +272,8 @@ CONTESTANTS = {
     for kind in ("block", "model")
     for name, make in {
         "PyTorch": network(),
-        "PyTorch, maps in the batch": network("2d"),
+        "PyTorch, maps in the batch": network(extraction="2d"),
+        "PyTorch, sampler": network(by_sampler),
         # Slower, and for the tests: its normalisation rounds less (see docs/benchmarks.md).
         "PyTorch, channels first": network(channels_last=False),
     }.items()

@@ -29,6 +29,7 @@ MODELS = {"TSM-R18": None, "SELFYNet-TSM-R18": "SELFYBlock", "MSNet-TSM-R18": "M
 
 #: SELFY's extraction in PyTorch by 2-D convolutions with l folded into the batch, not by 1×3×3 ones.
 L_IN_BATCH = ", l in the batch (Conv2d)"
+SAMPLER = ", spatial-correlation-sampler"
 MODES = ("forward", "step")
 #: (worker, name there, label, modes): who computes a block or model.
 FORMS = [
@@ -38,6 +39,7 @@ FORMS = [
     ("ours", "reference, frozen", "keras_stss, reference, frozen graph", ("forward",)),
     ("torch", "PyTorch", "PyTorch", ("forward", "step")),
     ("torch", "PyTorch, maps in the batch", f"PyTorch{L_IN_BATCH}", ("forward", "step")),
+    ("torch", "PyTorch, sampler", f"PyTorch{SAMPLER}", ("forward", "step")),
 ]
 CLASSES = 174
 #: Relative difference (L2 norms) of outputs and of gradients to the reference's that still counts as the same thing.
@@ -63,7 +65,9 @@ def run(workers, kind, quick=False, clips=2, frames=8, crop=224):
         shape = (1, 3, 8, 8, 16) if quick else (1, 8, 28, 28, 128)
         return {"cases": [_block(workers, name, shape, mode, effort) for name in BLOCKS for mode in MODES]}
     effort = Effort(1, 0.001) if quick else Effort(5, 0.4)
-    return {"cases": [_models(workers, mode, clips if mode == "step" else 1, frames, crop, effort) for mode in MODES]}
+    size = f"{frames} frames of {crop}×{crop}, float32; inference of 1 clip, training step of {clips}"
+    shapes = {mode: (clips if mode == "step" else 1, frames, crop, crop, 3) for mode in MODES}
+    return {"cases": [{"shape": size, **_models(workers, mode, shapes[mode], effort)} for mode in MODES]}
 
 
 def _block(workers, name, shape, mode, effort):
@@ -80,26 +84,25 @@ def _block(workers, name, shape, mode, effort):
     }
 
 
-def _models(workers, mode, clips, frames, crop, effort):
+def _models(workers, mode, shape, effort):
     """All models in one race, because what counts is their ratio to the one without a block."""
     rng = np.random.default_rng(0)
     arrays = {
-        "inputs": rng.integers(0, 256, (clips, frames, crop, crop, 3), dtype="uint8"),
-        "gradient": rng.standard_normal((clips, CLASSES), dtype="float32"),
+        "inputs": rng.integers(0, 256, shape, dtype="uint8"),
+        "gradient": rng.standard_normal((shape[0], CLASSES), dtype="float32"),
     }
     entries, bases = [], []
     for name, block in MODELS.items():
         section, options, native = BLOCKS[block] if block else (None, None, ())
         model = {"backbone": "resnet18", "dropout": 0.0, "insert": {"res3": {section: options}} if block else {}}
-        case = {"model": model, "classes": CLASSES, "frames": frames, "native": native}
+        case = {"model": model, "classes": CLASSES, "frames": shape[1], "native": native}
         case |= {"block": block, "options": options, "channels": 128}  # of res3 in ResNet-18
         for contestant, task in _entries(workers, "model", case, arrays, mode):
             entries.append((dataclasses.replace(contestant, label=f"{name}: {contestant.label}"), task))
             plain = contestant.label.replace(", native", "").replace(", reference", "").replace(L_IN_BATCH, "")
             bases.append(f"{next(iter(MODELS))}: {plain}")
     rows = [row | {"base": base} for row, base in zip(race(workers, entries, effort), bases)]
-    size = f"{frames} frames of {crop}×{crop}, float32; inference of one clip, training step of several"
-    return {"shape": size, "mode": mode, "clips": clips, "rows": rows}
+    return {"mode": mode, "clips": shape[0], "rows": rows}
 
 
 def _entries(workers, kind, case, arrays, mode):
@@ -120,7 +123,9 @@ def _entries(workers, kind, case, arrays, mode):
             if "native" in name:
                 continue
             label = label.replace(", reference", "")
-        if mode in modes and (L_IN_BATCH not in label or case["block"] == "SELFYBlock"):
+        if (L_IN_BATCH in label and case["block"] != "SELFYBlock") or (SAMPLER in label and kind == "model"):
+            continue
+        if mode in modes:
             contestants.append((Contestant(where, name, label), task))
     return contestants
 

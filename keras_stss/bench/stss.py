@@ -69,12 +69,15 @@ def _case(workers, shape, mode, effort):
     # read again and the features' gradient is written. Three products instead of one: two operands have a gradient.
     features, volume = arrays["features"].nbytes, arrays["gradient"].nbytes
     moved = features + volume if mode == "forward" else 3 * features + 2 * volume
-    macs = (1 if mode == "forward" else 3) * arrays["gradient"].size * shape[0][-1]
+    products = 1 if mode == "forward" else 3
+    macs = products * arrays["gradient"].size * shape[0][-1]
+    inside = products * sum(arrays["features"][here].size for _, here, _ in truth.pairs(*shape))
     sizes = {"size": MATRIX if effort.rounds > 2 else MATRIX // 8, "bytes": moved // 2}  # a copy reads and writes
     product, copy = _race(workers, FLOORS, Task("stss", case | sizes, {}, mode), effort)
     floors = {"macs": macs, "macs_per_second": sizes["size"] ** 3 / product["median"]}
     floors |= {"bytes": moved, "bytes_per_second": moved / copy["median"]}
     floors |= {"arithmetic": macs / floors["macs_per_second"], "copy": copy["median"]}
+    floors |= {"macs_inside": inside, "arithmetic_inside": inside / floors["macs_per_second"]}
     return {"rows": [row | {"base": NATIVE.label} for row in rows], "floors": floors}
 
 

@@ -9,7 +9,7 @@ def stss(features, offsets, window):
     """Cosine self-similarity: (B, T, H, W, C) → (B, T, H, W, L, U, V)."""
     unit, _ = _normalize(features)
     volume = np.zeros((*features.shape[:4], len(offsets), *window))
-    for (layer, row, column), here, there in _pairs(features.shape, offsets, window):
+    for (layer, row, column), here, there in pairs(features.shape, offsets, window):
         volume[(*here, layer, row, column)] = np.einsum("btyxc,btyxc->btyx", unit[here], unit[there])
     return volume
 
@@ -18,7 +18,7 @@ def stss_gradient(features, gradient, offsets, window):
     """Gradient of sum(volume · gradient) with respect to the features."""
     unit, scale = _normalize(features)
     total = np.zeros_like(unit)
-    for (layer, row, column), here, there in _pairs(features.shape, offsets, window):
+    for (layer, row, column), here, there in pairs(features.shape, offsets, window):
         weight = gradient[(*here, layer, row, column)].astype("float64")[..., None]
         total[here] += weight * unit[there]
         total[there] += weight * unit[here]
@@ -31,7 +31,7 @@ def _normalize(features):
     return wide * scale, scale
 
 
-def _pairs(shape, offsets, window):
+def pairs(shape, offsets, window):
     """Every displacement with the two equally large parts of the clip that it brings together."""
     for layer, offset in enumerate(offsets):
         for row in range(window[0]):

@@ -1,9 +1,9 @@
 """Which form of an operation runs: the native one or the one in plain ``keras.ops``."""
 
 import contextlib
-import contextvars
 import logging
 import os
+import threading
 
 import keras
 
@@ -14,8 +14,11 @@ IMPLEMENTATIONS = ("auto", "native", "reference")
 #: What the native operations compute with; everything else takes the reference.
 DTYPES = ("float32", "float16", "bfloat16")
 
-_portable = contextvars.ContextVar("keras_stss_portable", default=False)
 _told = set()
+
+# How many portable() are open in this process. Not of a thread: replicas of a strategy trace in threads of their own.
+_portable = 0
+_lock = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -23,13 +26,19 @@ def portable():
     """Inside it every operation takes its reference form, so that a traced graph holds stock operations only.
 
     Meant for export: a SavedModel that is traced under it loads where this library is not installed. It goes before
-    ``implementation="native"``, and it does not reach into a ``tf.function`` that was traced before.
+    ``implementation="native"``, holds for all threads, and leaves a ``tf.function`` as it is that was traced before.
     """
-    token = _portable.set(True)
+    _count_portable(1)
     try:
         yield
     finally:
-        _portable.reset(token)
+        _count_portable(-1)
+
+
+def _count_portable(change):
+    global _portable
+    with _lock:
+        _portable += change
 
 
 def check_implementation(implementation):
@@ -55,7 +64,7 @@ def use_native(implementation, operation, dtype=None):
             where it cannot run for another reason, which it names.
     """
     check_implementation(implementation)
-    if implementation == "reference" or _portable.get():
+    if implementation == "reference" or _portable:
         return False
     if implementation == "native" and dtype is not None and dtype not in DTYPES:
         raise ValueError(

@@ -1,14 +1,15 @@
 """Displacement and confidence squeezed from the self-similarity, behind one signature."""
 
-import math
-
 import keras
 from keras import ops
 
 from keras_stss.ops import reference
 from keras_stss.ops.dispatch import use_native
-from keras_stss.ops.sizes import sizes
+from keras_stss.ops.sizes import rank, sizes
 from keras_stss.ops.stss import check_arguments
+
+#: Places in the window are numbered in 32 bits.
+LARGEST_WINDOW = 2**15
 
 
 def displacement(
@@ -50,6 +51,8 @@ def displacement(
         RuntimeError: where ``implementation="native"`` and the operation cannot run; with the reason.
     """
     offsets, window = check_arguments(temporal_offsets, window, similarity, implementation)
+    if max(window) >= LARGEST_WINDOW:
+        raise ValueError(f"sides of the window must be below {LARGEST_WINDOW}. Received: window={window}")
     check_squeeze(sigma, temperature)
     if isinstance(features, keras.KerasTensor):
         raise ValueError(
@@ -58,9 +61,9 @@ def displacement(
         )
     features = ops.convert_to_tensor(features)
     dtype = keras.backend.standardize_dtype(features.dtype)
-    if len(features.shape) != 5 or "float" not in dtype:
+    if rank(features) != 5 or "float" not in dtype:
         raise ValueError(
-            f"features must be floating-point (B, T, H, W, C). Received: shape={tuple(features.shape)}, dtype={dtype}"
+            f"features must be floating-point (B, T, H, W, C). Received: shape={features.shape}, dtype={dtype}"
         )
     if use_native(implementation, "displacement", dtype):
         from keras_stss.ops.native import displacement as native
@@ -112,6 +115,7 @@ def check_squeeze(sigma, temperature):
     for name, value in (("sigma", sigma), ("temperature", temperature)):
         if name == "sigma" and value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
+        # Whose square has room in float32, in which scores are computed.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-15 < value < 1e15:
             also = ", or None for no kernel" if name == "sigma" else ""
-            raise ValueError(f"{name} must be a positive number{also}. Received: {name}={value!r}")
+            raise ValueError(f"{name} must be a positive number from 1e-15 to 1e15{also}. Received: {name}={value!r}")

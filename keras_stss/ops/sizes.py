@@ -21,3 +21,8 @@ def sizes(tensor):
     """Sizes as numbers where they are known, as scalars of the graph where not."""
     dynamic = ops.shape(tensor)
     return [known if known is not None else dynamic[axis] for axis, known in enumerate(tensor.shape)]
+
+
+def rank(tensor):
+    """Number of axes, or None where TensorFlow does not know it while it traces."""
+    return tensor.shape.rank if hasattr(tensor.shape, "rank") else len(tensor.shape)

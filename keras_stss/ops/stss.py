@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_stss.ops import reference
 from keras_stss.ops.dispatch import check_implementation, use_native
+from keras_stss.ops.sizes import rank
 
 SIMILARITIES = ("cosine", "dot")
 
@@ -27,7 +28,8 @@ def stss(
         features: floating-point tensor (B, T, H, W, C).
         temporal_offsets: distinct integers l, in frames; any set, in the order of the output's L axis.
         window: (U, V), two odd numbers of positions, vertical and horizontal.
-        similarity: ``"cosine"`` (vectors divided by sqrt(sum of squares + 1e-6)) or ``"dot"``.
+        similarity: ``"cosine"`` (vectors divided by sqrt(sum of squares + 1e-6), a sum that has to fit into float32) or
+            ``"dot"``.
         implementation: ``"reference"`` (plain ``keras.ops``, any Keras backend), ``"native"`` (the compiled operation,
             for TensorFlow, in float32, float16 or bfloat16) or ``"auto"``: the native one where it can run, which is
             not inside XLA (``jit_compile=True``) nor where it was not built. See :func:`keras_stss.ops.native_status`.
@@ -47,9 +49,9 @@ def stss(
         )
     features = ops.convert_to_tensor(features)
     dtype = keras.backend.standardize_dtype(features.dtype)
-    if len(features.shape) != 5 or "float" not in dtype:
+    if rank(features) != 5 or "float" not in dtype:
         raise ValueError(
-            f"features must be floating-point (B, T, H, W, C). Received: shape={tuple(features.shape)}, dtype={dtype}"
+            f"features must be floating-point (B, T, H, W, C). Received: shape={features.shape}, dtype={dtype}"
         )
     if use_native(implementation, "stss", dtype):
         from keras_stss.ops.native import stss as native
@@ -73,10 +75,12 @@ def check_arguments(temporal_offsets, window, similarity, implementation):
 
 
 def _integers(values):
-    """The values as a tuple of int, or None where they are no sequence of integers."""
+    """The values as a tuple of int, or None where they are no sequence of integers (of 31 bits)."""
     if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
         return None
     values = tuple(values)
     if any(isinstance(value, bool) or not isinstance(value, Real) or value % 1 for value in values):
+        return None
+    if any(abs(value) >= 2**31 for value in values):
         return None
     return tuple(int(value) for value in values)

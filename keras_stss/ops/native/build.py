@@ -88,7 +88,7 @@ def build(folder=HERE, tensorflow=None):
 
     Returns:
         The record: dict with ``tensorflow``, ``cuda`` (list of targets), ``cuda_reason``, ``instruction_sets``,
-        ``compiler`` and ``sources``.
+        ``compiler``, ``sources`` and ``bytes``.
 
     Raises:
         BuildError: where it cannot be built.
@@ -122,6 +122,7 @@ def build(folder=HERE, tensorflow=None):
                     print(f"CUDA kernels are left out: {error}\n{error.log}", file=sys.stderr)
             if not cuda:
                 _make(library, scratch, compiler, tensorflow, None)
+        record["bytes"] = library.stat().st_size
         os.replace(library, folder / LIBRARY)
     finally:
         library.unlink(missing_ok=True)
@@ -147,22 +148,66 @@ def build_or_record(folder=HERE):
 
 
 def read_record(folder=HERE):
-    """The record beside the library, or an empty one."""
+    """The record beside the library, empty where there is none; raises BuildError for one that cannot be read."""
     path = Path(folder) / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{path} cannot be read ({error})") from None
+    if not isinstance(record, dict):
+        raise BuildError(f"{path} is no record of a build")
+    return record
+
+
+def check(record, tensorflow, folder=HERE):
+    """Raises BuildError where the library that a record belongs to must not be loaded.
+
+    Args:
+        record: of :func:`read_record`.
+        tensorflow: version of the TensorFlow that is to load it.
+        folder: where the library is.
+    """
+    library = Path(folder) / LIBRARY
+    if not record:
+        raise BuildError("it has not been built")
+    if "error" in record:
+        raise BuildError(f"its build failed: {record['error']}")
+    if not library.is_file():
+        raise BuildError(f"{library} is gone")
+    if record.get("tensorflow") != tensorflow:
+        raise BuildError(f"it was built for TensorFlow {record.get('tensorflow')}, and this is {tensorflow}")
+    # A part of a library takes the process that loads it down.
+    if record.get("bytes") != library.stat().st_size:
+        raise BuildError(f"{library} has {library.stat().st_size} bytes instead of {record.get('bytes')}")
+    # One that is older than its sources could compute something else than they say.
+    if SOURCES.is_dir() and record.get("sources") != sources_digest():
+        raise BuildError("its sources have changed since it was built")
 
 
 def describe(record):
     """A record in one line."""
-    if "error" in record:
-        return f"no native library: {record['error']}; keras_stss works without it, more slowly"
-    if not record:
-        return "no native library: it has not been built; keras_stss works without it, more slowly"
+    if not record or "error" in record:
+        reason = record.get("error", "it has not been built")
+        return f"no native library: {reason}; keras_stss works without it, more slowly"
     cuda = ", ".join(record["cuda"]) or f"none ({record['cuda_reason']})"
     return (
         f"native library for TensorFlow {record['tensorflow']}; CPU: {', '.join(record['instruction_sets'])}; "
         f"CUDA: {cuda}"
     )
+
+
+def _show():
+    """What there is, in one line."""
+    try:
+        record = read_record()
+        installed = find_tensorflow() if record and "error" not in record else None
+        if installed:
+            check(record, installed.version)
+    except BuildError as error:
+        record = {"error": str(error)}
+    return describe(record)
 
 
 def sources_digest():
@@ -333,7 +378,7 @@ def main(arguments=None):
     parser.add_argument("--optional", action="store_true", help="where it cannot be built, record why and go on")
     options = parser.parse_args(arguments)
     if options.show:
-        print(describe(read_record()))
+        print(_show())
         return 0
     if options.optional:
         print(describe(build_or_record()))

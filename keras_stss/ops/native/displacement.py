@@ -9,14 +9,19 @@ from keras_stss.ops.native import library
 
 def displacement(features, temporal_offsets, window, similarity, sigma, temperature):
     """See :func:`keras_stss.ops.displacement`; the arguments are checked there."""
-    return library.load().keras_stss_displacement(
-        features=features,
-        temporal_offsets=list(temporal_offsets),
-        window=list(window),
-        cosine=similarity == "cosine",
-        sigma=math.inf if sigma is None else float(sigma),
-        temperature=float(temperature),
-    )
+    operation = library.load().keras_stss_displacement
+    parts = [
+        operation(
+            features=features,
+            temporal_offsets=offsets,
+            window=list(window),
+            cosine=similarity == "cosine",
+            sigma=math.inf if sigma is None else float(sigma),
+            temperature=float(temperature),
+        )
+        for offsets in library.parts(temporal_offsets)
+    ]
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=4)
 
 
 @tf.RegisterGradient("KerasStss>Displacement")

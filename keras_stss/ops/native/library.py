@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import json
 import logging
 import threading
 from pathlib import Path
@@ -15,6 +14,9 @@ FOLDER = Path(__file__).resolve().parent
 
 #: Operations that have CUDA kernels where the library was built with nvcc.
 CUDA_OPERATIONS = ("stss", "displacement")
+
+#: Offsets that a CUDA kernel takes at most.
+MOST_OFFSETS = 64
 
 #: How every reason ends that a build would mend.
 MEND = "build it with: python -m keras_stss.ops.native.build"
@@ -55,6 +57,11 @@ def status():
     }
 
 
+def parts(temporal_offsets):
+    """Lists of as many offsets as a CUDA kernel takes at once."""
+    return [list(temporal_offsets[i : i + MOST_OFFSETS]) for i in range(0, len(temporal_offsets), MOST_OFFSETS)]
+
+
 def _loaded():
     with _lock:  # replicas of a strategy trace in threads of their own
         return _load_once()
@@ -65,32 +72,14 @@ def _load_once():
     """(module, record, None), or (None, record, reason): tried once a process."""
     record = {}
     try:
-        record = json.loads((FOLDER / build.RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None, {}, f"it has not been built; {MEND}"
-    except (OSError, ValueError) as error:
-        return None, {}, f"{FOLDER / build.RECORD} cannot be read ({error}); {MEND}"
-    if reason := _mismatch(record):
-        return None, record, f"{reason}; {MEND}"
-    try:
+        record = build.read_record(FOLDER)
+        build.check(record, tf.__version__, FOLDER)
         return tf.load_op_library(str(FOLDER / build.LIBRARY)), record, None
+    except build.BuildError as error:
+        return None, record, f"{error}; {MEND}"
     except (tf.errors.OpError, OSError) as error:
         first = (getattr(error, "message", None) or str(error)).strip().splitlines()[0]
         return None, record, f"TensorFlow cannot load it ({first}); {MEND}"
-
-
-def _mismatch(record):
-    """Why the library must not be loaded, going by its record, or None."""
-    if "error" in record:
-        return f"its build failed: {record['error']}"
-    if not (FOLDER / build.LIBRARY).is_file():
-        return f"{FOLDER / build.LIBRARY} is gone"
-    if record.get("tensorflow") != tf.__version__:
-        return f"it was built for TensorFlow {record.get('tensorflow')}, and this is {tf.__version__}"
-    # One that is older than its sources could compute something else than they say.
-    if build.SOURCES.is_dir() and record.get("sources") != build.sources_digest():
-        return "its sources have changed since it was built"
-    return None
 
 
 def _gpu_obstacle(operation, architectures):

@@ -17,9 +17,12 @@ def stss(features, temporal_offsets, window, similarity):
     Returns:
         Tensor (B, T, H, W, L, U, V) of the input's dtype. It can be differentiated once.
     """
-    return library.load().keras_stss_stss(
-        features=features, temporal_offsets=temporal_offsets, window=window, cosine=similarity == "cosine"
-    )
+    operation = library.load().keras_stss_stss
+    parts = [
+        operation(features=features, temporal_offsets=offsets, window=window, cosine=similarity == "cosine")
+        for offsets in library.parts(temporal_offsets)
+    ]
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=4)
 
 
 @tf.RegisterGradient("KerasStss>Stss")
