@@ -279,7 +279,9 @@ def test_raw_operation_refuses():
         ({"sigma": "wide"}, "sigma='wide'"),
         ({"temperature": None}, "temperature=None"),
         ({"temperature": float("nan")}, "temperature=nan"),
+        ({"sigma": 1e-50}, "sigma=1e-50"),
         ({"window": (4, 3)}, r"window=\(4, 3\)"),
+        ({"window": (1, 40001)}, r"window=\(1, 40001\)"),
         ({"implementation": "fast"}, "implementation='fast'"),
     ],
 )

@@ -101,9 +101,10 @@ def tensorflow():
 
 
 def write_record(folder, **changes):
-    record = {"tensorflow": tf.__version__, "cuda": [], "sources": build.sources_digest(), **changes}
-    (folder / build.RECORD).write_text(json.dumps(record))
-    (folder / build.LIBRARY).write_bytes(b"this is no library")
+    content = b"this is no library"
+    record = {"tensorflow": tf.__version__, "cuda": [], "sources": build.sources_digest(), "bytes": len(content)}
+    (folder / build.RECORD).write_text(json.dumps(record | changes))
+    (folder / build.LIBRARY).write_bytes(content)
 
 
 def assert_reference_serves(caplog, reason, level=logging.WARNING):
@@ -254,6 +255,18 @@ def test_what_is_in_the_way_of_a_build(folder, sources, tensorflow, monkeypatch)
         build.build(folder, tensorflow)
 
 
+def test_half_a_library_is_not_loaded(folder, caplog):
+    write_record(folder, bytes=1000)  # loading one ends the process
+    assert_reference_serves(caplog, "has 18 bytes instead of 1000")
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{", ""])
+def test_a_record_that_is_none(folder, caplog, text):
+    write_record(folder)
+    (folder / build.RECORD).write_text(text)
+    assert_reference_serves(caplog, build.RECORD)
+
+
 def test_an_installation_without_it(folder, monkeypatch):
     monkeypatch.setenv("KERAS_STSS_NATIVE", "0")
     assert "left it out of the installation" in build.build_or_record(folder)["error"]
@@ -281,6 +294,12 @@ def test_the_command(tmp_path):
     assert not (folder / build.RECORD).exists()
     assert run("--optional") == (0, f"no native library: {why}; {without}", "")
     assert run("--show") == (0, f"no native library: {why}; {without}", "")
+    (folder / build.RECORD).write_text("null")
+    _, said, _ = run("--show")
+    assert said.startswith("no native library: ") and said.endswith(f"is no record of a build; {without}")
+    (folder / build.RECORD).write_text('{"tensorflow": "2.0"}')
+    _, said, _ = run("--show")
+    assert said.startswith("no native library: ") and "_native.so is gone" in said
 
 
 @needs_compiler

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from keras_stss.ops import stss, temporal_shift
+from keras_stss.ops import displacement, stss, temporal_shift
 
 #: Largest error of an element by dtype, relative to the largest element of the expected array; for a gradient relative
 #: to the largest term that goes into it (under cosine its parts along the vector cancel).
@@ -293,6 +293,9 @@ def test_cosine_in_half_precision_does_not_overflow(scale):
         ({"temporal_offsets": ()}, "temporal_offsets"),
         ({"temporal_offsets": (0, 0)}, "temporal_offsets"),
         ({"temporal_offsets": (0.5,)}, "temporal_offsets"),
+        ({"temporal_offsets": (2**63,)}, "temporal_offsets"),
+        ({"temporal_offsets": (float("inf"),)}, "temporal_offsets"),
+        ({"window": (float("nan"), 3)}, "window"),
         ({"window": (3,)}, "window"),
         ({"window": (3, 3, 3)}, "window"),
         ({"window": (4, 3)}, "window"),
@@ -316,6 +319,12 @@ def test_stss_refuses(arguments, named):
 def test_stss_refuses_other_ranks(shape):
     with pytest.raises(ValueError, match=r"\(B, T, H, W, C\)\. Received: shape="):
         stss(tf.zeros(shape))
+
+
+@pytest.mark.parametrize("function", [stss, displacement])
+def test_unknown_rank_is_refused(function):
+    with pytest.raises(ValueError, match=r"\(B, T, H, W, C\)\. Received: shape=<unknown>"):
+        tf.function(function, input_signature=[tf.TensorSpec(None, "float32")]).get_concrete_function()
 
 
 def test_stss_refuses_whole_numbers_and_symbols():

@@ -133,11 +133,11 @@ def build(folder=HERE, tensorflow=None):
 def build_or_record(folder=HERE):
     """Like :func:`build`, but for an installation, which goes on without the library: the record then says why."""
     folder = Path(folder)
-    if os.environ.get("KERAS_STSS_NATIVE") == "0":
-        if not (folder / LIBRARY).is_file():
-            _write_record(folder, {"error": "KERAS_STSS_NATIVE=0 left it out of the installation"})
-        return read_record(folder)
     try:
+        if os.environ.get("KERAS_STSS_NATIVE") == "0":
+            if not (folder / LIBRARY).is_file():
+                _write_record(folder, {"error": "KERAS_STSS_NATIVE=0 left it out of the installation"})
+            return read_record(folder)
         return build(folder)
     except (BuildError, OSError) as error:
         if os.access(folder, os.W_OK):
