@@ -1,12 +1,11 @@
 """Displacement and confidence squeezed from the self-similarity, behind one signature."""
 
-import keras
 from keras import ops
 
 from keras_stss.ops import reference
 from keras_stss.ops.dispatch import use_native
-from keras_stss.ops.sizes import rank, sizes
-from keras_stss.ops.stss import check_arguments
+from keras_stss.ops.sizes import sizes
+from keras_stss.ops.stss import check_arguments, check_features
 
 #: Places in the window are numbered in 32 bits.
 LARGEST_WINDOW = 2**15
@@ -54,17 +53,7 @@ def displacement(
     if max(window) >= LARGEST_WINDOW:
         raise ValueError(f"sides of the window must be below {LARGEST_WINDOW}. Received: window={window}")
     check_squeeze(sigma, temperature)
-    if isinstance(features, keras.KerasTensor):
-        raise ValueError(
-            "displacement computes values; in a functional model use the layer keras_stss.layers.Displacement. "
-            f"Received: {features}"
-        )
-    features = ops.convert_to_tensor(features)
-    dtype = keras.backend.standardize_dtype(features.dtype)
-    if rank(features) != 5 or "float" not in dtype:
-        raise ValueError(
-            f"features must be floating-point (B, T, H, W, C). Received: shape={features.shape}, dtype={dtype}"
-        )
+    features, dtype = check_features(features, "displacement", "Displacement")
     if use_native(implementation, "displacement", dtype):
         from keras_stss.ops.native import displacement as native
 

@@ -42,9 +42,24 @@ def stss(
         RuntimeError: for ``implementation="native"`` where it cannot run, with the reason.
     """
     temporal_offsets, window = check_arguments(temporal_offsets, window, similarity, implementation)
+    features, dtype = check_features(features, "stss", "SpatioTemporalSelfSimilarity")
+    if use_native(implementation, "stss", dtype):
+        from keras_stss.ops.native import stss as native
+
+        return native.stss(features, temporal_offsets, window, similarity)
+    return reference.stss(features, temporal_offsets, window, similarity)
+
+
+def check_features(features, function, layer):
+    """Features as a tensor, and its dtype's name; raises ValueError for what is no clip of features.
+
+    Args:
+        features: what ``function`` of ``keras_stss.ops`` was given.
+        function, layer: names of the function and of the layer that does the same in a functional model.
+    """
     if isinstance(features, keras.KerasTensor):
         raise ValueError(
-            "stss computes values; in a functional model use the layer keras_stss.layers.SpatioTemporalSelfSimilarity. "
+            f"{function} computes values; in a functional model use the layer keras_stss.layers.{layer}. "
             f"Received: {features}"
         )
     features = ops.convert_to_tensor(features)
@@ -53,11 +68,7 @@ def stss(
         raise ValueError(
             f"features must be floating-point (B, T, H, W, C). Received: shape={features.shape}, dtype={dtype}"
         )
-    if use_native(implementation, "stss", dtype):
-        from keras_stss.ops.native import stss as native
-
-        return native.stss(features, temporal_offsets, window, similarity)
-    return reference.stss(features, temporal_offsets, window, similarity)
+    return features, dtype
 
 
 def check_arguments(temporal_offsets, window, similarity, implementation):
