@@ -29,6 +29,8 @@ import numpy as np
 from keras_stss.cli import main
 from keras_stss.training import checkpoint, loop
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have been told to ignore it
+
 def stop_before_step(step, number):
     whole = loop._Training._one_step
     def one_step(training, batch, progress):

@@ -59,7 +59,9 @@ def status():
 
 def parts(temporal_offsets):
     """Lists of as many offsets as a CUDA kernel takes at once."""
-    return [list(temporal_offsets[i : i + MOST_OFFSETS]) for i in range(0, len(temporal_offsets), MOST_OFFSETS)]
+    # Of none, too, one list: the operation says what is wrong with it.
+    starts = range(0, max(len(temporal_offsets), 1), MOST_OFFSETS)
+    return [list(temporal_offsets[start : start + MOST_OFFSETS]) for start in starts]
 
 
 def _loaded():
