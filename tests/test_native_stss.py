@@ -14,19 +14,13 @@ import pytest
 import tensorflow as tf
 
 import keras_stss
-from keras_stss.ops.native import library
+from keras_stss.ops.native import build, library
 from keras_stss.ops.native.stss import stss
 
 REASON = library.why_not("stss")
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no native stss: {REASON}")
 
 HERE = Path(__file__).resolve().parent
-SOURCES = HERE.parent / "keras_stss" / "ops" / "cc"
-FLAGS = {
-    "plain": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
-}
 FOUND = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 
 #: Largest error allowed, as a part of the largest value: of the volume, of the gradient. Half precision is held to
@@ -253,7 +247,7 @@ def outputs(tmp_path_factory):
         if (threads, isa) not in made:
             file = folder / f"{threads} {isa}.npz"
             environment = {**os.environ, "KERAS_STSS_ISA": isa, "TF_CPP_MIN_LOG_LEVEL": "3"}
-            arguments = [library.FOLDER / library.build.LIBRARY, str(threads), file]
+            arguments = [library.FOLDER / build.LIBRARY, str(threads), file]
             subprocess.run([sys.executable, "-c", RUN, *arguments], check=True, env=environment)
             made[threads, isa] = dict(np.load(file))
         return made[threads, isa]
@@ -284,7 +278,7 @@ def test_instruction_sets_agree(isa, outputs):
 def test_sanitizers(isa, sanitizer, tmp_path):
     """Kernels alone on buffers of exactly their size, on one thread and on four, against plain loops."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler or not SOURCES.is_dir():
+    if not compiler or not build.SOURCES.is_dir():
         pytest.skip("no compiler, or no sources")
     if not has(isa) or (isa != "plain" and platform.machine() not in ("x86_64", "AMD64")):
         pytest.skip(f"no {isa} here")
@@ -296,8 +290,12 @@ def test_sanitizers(isa, sanitizer, tmp_path):
         or subprocess.run([program], capture_output=True).returncode
     ):
         pytest.skip(f"{compiler} has no {sanitizer} sanitizer that works here")
-    sources = [SOURCES / "stss_forward_cpu.cc", SOURCES / "stss_backward_cpu.cc", HERE / "cc" / "stss_sanitize.cc"]
-    flags += [*FLAGS[isa], f"-DKERAS_STSS_ISA={isa}", f"-I{SOURCES}", "-pthread"]
+    sources = [
+        build.SOURCES / "stss_forward_cpu.cc",
+        build.SOURCES / "stss_backward_cpu.cc",
+        HERE / "cc" / "stss_sanitize.cc",
+    ]
+    flags += [*build.INSTRUCTION_SETS[isa], f"-DKERAS_STSS_ISA={isa}", f"-I{build.SOURCES}", "-pthread"]
     subprocess.run([compiler, *flags, *sources, "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
