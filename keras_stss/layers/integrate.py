@@ -5,17 +5,110 @@ from keras import ops
 
 from keras_stss.layers.conv_bn import BN, ConvBN
 from keras_stss.layers.fold import fold, unfold
+from keras_stss.layers.resize import repeat
 from keras_stss.ops.sizes import check_shape, sizes
 
 VARIANTS = ("paper", "released")
+FACTORS = (1, 2, 4)
 
 
-def check_integration(channels, variant):
-    """Raises ValueError for what :class:`ConvIntegrator` cannot be made of."""
+def check_integration(channels, variant="paper"):
+    """Raises ValueError for what :class:`ConvIntegrator` and :class:`MLPIntegrator` cannot be made of."""
     if not channels:
         raise ValueError(f"integration needs at least one layer. Received: channels={channels}")
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}. Received: variant={variant!r}")
+
+
+def check_upsample(upsample):
+    """Raises ValueError for a factor that integrators do not have."""
+    if upsample not in FACTORS:
+        raise ValueError(f"upsample must be one of {FACTORS}. Received: upsample={upsample}")
+
+
+def enlarged(shape, factor, filters):
+    """Shape (B, T, H, W, …) → (B, T, factor·H, factor·W, filters), where H and W may be None."""
+    batch, time, height, width = shape[:4]
+    return (batch, time, height and factor * height, width and factor * width, filters)
+
+
+def join_offsets(features):
+    """(B, T, H, W, L, C) → (B, T, H, W, L·C)."""
+    *lead, offsets, channels = sizes(features)
+    return ops.reshape(features, (*lead, offsets * channels))
+
+
+@keras.saving.register_keras_serializable(package="keras_stss")
+class FCIntegrator(keras.layers.Layer):
+    """One 1×1×1 convolution over all offsets, batch normalisation and ReLU (SELFY, Table 3b, "FC"; eq. 9 alone).
+
+    Args:
+        filters: channels of the output.
+        upsample: 1, 2 or 4, the factor from the features' H×W to the output's; nearest neighbours are repeated.
+
+    Input shape: (B, T, H, W, L, C_F). Output shape: (B, T, upsample·H, upsample·W, filters).
+    """
+
+    def __init__(self, filters, upsample=1, **kwargs):
+        super().__init__(**kwargs)
+        check_upsample(upsample)
+        self.filters = filters
+        self.upsample = upsample
+        self.fuse = ConvBN(filters, 1, dtype=self.dtype_policy, name="fuse")
+
+    def build(self, input_shape):
+        check_shape(input_shape, "B T H W L C", known=("L", "C"))
+        self.fuse.build((*input_shape[:-2], input_shape[-2] * input_shape[-1]))
+
+    def call(self, features, training=None):
+        fused = self.fuse(join_offsets(features), training=training)  # (B, T, H, W, filters)
+        return repeat(fused, self.upsample)
+
+    def compute_output_shape(self, input_shape):
+        return enlarged(input_shape, self.upsample, self.filters)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters, "upsample": self.upsample}
+
+
+@keras.saving.register_keras_serializable(package="keras_stss")
+class MLPIntegrator(FCIntegrator):
+    """1×1×1 convolutions that see one offset each, then one over all offsets (SELFY, Table 3b, "MLP").
+
+    Each with batch normalisation and ReLU. The paper gives neither their number nor their widths: as many and as wide
+    as the spatial convolutions in their place (:class:`ConvIntegrator`).
+
+    Args:
+        filters: channels of the output.
+        channels: outputs of the layers that see one offset.
+        upsample: see :class:`FCIntegrator`.
+
+    Input shape: (B, T, H, W, L, C_F). Output shape: (B, T, upsample·H, upsample·W, filters).
+    """
+
+    def __init__(self, filters, channels=(64, 64, 64, 64), upsample=1, **kwargs):
+        super().__init__(filters, upsample, **kwargs)
+        check_integration(channels)
+        self.channels = channels
+        self.convs = [
+            ConvBN(width, 1, dtype=self.dtype_policy, name=f"conv{number}") for number, width in enumerate(channels)
+        ]
+
+    def build(self, input_shape):
+        check_shape(input_shape, "B T H W L C", known=("L", "C"))
+        shape = input_shape
+        for conv in self.convs:
+            conv.build(shape)
+            shape = conv.compute_output_shape(shape)
+        super().build(shape)
+
+    def call(self, features, training=None):
+        for conv in self.convs:
+            features = conv(features, training=training)  # (B, T, H, W, L, C of the layer)
+        return super().call(features, training)
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels}
 
 
 @keras.saving.register_keras_serializable(package="keras_stss")
@@ -24,7 +117,7 @@ class ConvIntegrator(keras.layers.Layer):
 
     ``variant="paper"``: every convolution of ``channels`` sees one offset; (L, C) is flattened, and a 1×1×1
     convolution with batch normalisation and ReLU gives ``filters`` channels (eq. 9, before V is added); nearest
-    neighbours are repeated where ``upsample`` is 2 (the paper does not say how).
+    neighbours are repeated by ``upsample`` (the paper does not say how).
     ``variant="released"``: as the authors' released code does it. The last convolution of ``channels`` sees
     the flattened (L, C); a 1×1×1 transposed convolution of stride ``upsample`` gives ``filters`` channels, so
     that rows and columns in between hold nothing but the normalisation's shift; the scale of that last
@@ -33,7 +126,7 @@ class ConvIntegrator(keras.layers.Layer):
     Args:
         filters: channels of the output.
         channels: output channels of the 3×3 convolutions.
-        upsample: 1 or 2, the factor from the features' H×W to the output's.
+        upsample: 1, 2 or 4, the factor from the features' H×W to the output's.
         variant: ``"paper"`` or ``"released"``.
 
     Input shape: (B, T, H, W, L, C_F). Output shape: (B, T, upsample·H, upsample·W, filters).
@@ -42,8 +135,7 @@ class ConvIntegrator(keras.layers.Layer):
     def __init__(self, filters, channels=(64, 64, 64, 64), upsample=1, variant="paper", **kwargs):
         super().__init__(**kwargs)
         check_integration(channels, variant)
-        if upsample not in (1, 2):
-            raise ValueError(f"upsample must be 1 or 2. Received: upsample={upsample}")
+        check_upsample(upsample)
         self.filters = filters
         self.channels = channels
         self.upsample = upsample
@@ -79,31 +171,24 @@ class ConvIntegrator(keras.layers.Layer):
         maps = ops.transpose(features, (0, 1, 4, 2, 3, 5))  # (B, T, L, H, W, C_F)
         for conv in self._per_offset():
             maps = conv(maps, training=training)
-        maps = ops.transpose(maps, (0, 1, 3, 4, 2, 5))  # (B, T, H, W, L, C*)
-        flat = ops.reshape(maps, (*sizes(maps)[:4], maps.shape[4] * maps.shape[5]))  # (B, T, H, W, L·C*)
+        flat = join_offsets(ops.transpose(maps, (0, 1, 3, 4, 2, 5)))  # (B, T, H, W, L·C*)
         if self.variant == "paper":
-            return self._repeat(self.fuse(flat, training=training))
+            return repeat(self.fuse(flat, training=training), self.upsample)
         fused = self.convs[-1](flat, training=training)  # (B, T, H, W, C*)
         spread = self._spread(self.project(fold(fused)))  # (BT, sH, sW, filters)
         return unfold(self.bn(spread, training=training), like=fused)  # (B, T, sH, sW, filters)
 
-    def _repeat(self, maps):
-        if self.upsample == 1:
-            return maps
-        return ops.repeat(ops.repeat(maps, 2, axis=2), 2, axis=3)
-
     def _spread(self, maps):
-        """(N, H, W, C) → (N, 2H, 2W, C) with zeros between rows and columns: what a 1×1 kernel of stride 2 leaves."""
+        """(N, H, W, C) → (N, sH, sW, C) with zeros between rows and columns: what a 1×1 kernel of stride s leaves."""
         if self.upsample == 1:
             return maps
         count, height, width, channels = sizes(maps)
-        cells = ops.reshape(maps, (count, height, 1, width, 1, channels))
-        cells = ops.pad(cells, [(0, 0), (0, 0), (0, 1), (0, 0), (0, 1), (0, 0)])  # (N, H, 2, W, 2, C)
-        return ops.reshape(cells, (count, 2 * height, 2 * width, channels))
+        cells, between = ops.reshape(maps, (count, height, 1, width, 1, channels)), (0, self.upsample - 1)
+        cells = ops.pad(cells, [(0, 0), (0, 0), between, (0, 0), between, (0, 0)])  # (N, H, s, W, s, C)
+        return ops.reshape(cells, (count, self.upsample * height, self.upsample * width, channels))
 
     def compute_output_shape(self, input_shape):
-        batch, time, height, width = input_shape[:4]
-        return (batch, time, height and self.upsample * height, width and self.upsample * width, self.filters)
+        return enlarged(input_shape, self.upsample, self.filters)
 
     def get_config(self):
         return {

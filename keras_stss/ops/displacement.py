@@ -5,6 +5,7 @@ from keras import ops
 from keras_stss.ops import reference
 from keras_stss.ops.dispatch import use_native
 from keras_stss.ops.sizes import sizes
+from keras_stss.ops.soft_argmax import mean_displacement
 from keras_stss.ops.stss import check_arguments, check_features
 
 #: Places in the window are numbered in 32 bits.
@@ -84,19 +85,8 @@ def kernel_soft_argmax(volume, sigma=5.0, temperature=0.01):
     if sigma is not None:
         fall = [ops.exp(ops.square(ops.cast(side, flat.dtype)) * (-0.5 / sigma**2)) for side in (down, right)]
         flat = flat * ops.reshape(fall[0][:, :, None] * fall[1][:, None, :], (-1, rows * columns))
-    # Keras warns of a softmax over a single element.
-    weights = ops.softmax(flat / temperature, axis=-1) if rows * columns > 1 else ops.ones_like(flat)
-    weights = ops.reshape(weights, (-1, rows, columns))
-    vertical = _mean_place(ops.sum(weights, axis=2), rows)  # (N,)
-    horizontal = _mean_place(ops.sum(weights, axis=1), columns)
-    return ops.reshape(ops.stack([horizontal, vertical, confidence], axis=-1), (*lead, 3))
-
-
-def _mean_place(weights, side):
-    """(N, side) of weights → (N,): their mean place between -1 and 1, 0 in the middle."""
-    radius = max(side // 2, 1)
-    places = (ops.arange(side, dtype=weights.dtype) - side // 2) / radius
-    return ops.sum(weights * places, axis=-1)
+    moved = mean_displacement(flat, rows, temperature)  # (N, 2)
+    return ops.reshape(ops.concatenate([moved, confidence[:, None]], axis=-1), (*lead, 3))
 
 
 def check_squeeze(sigma, temperature):

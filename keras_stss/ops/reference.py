@@ -18,21 +18,23 @@ def l2_normalize(features):
     return ops.cast(wide * ops.rsqrt(squares + COSINE_EPSILON), features.dtype)
 
 
-def stss(features, temporal_offsets, window, similarity):
-    """S[b,t,y,x,l,u,v] = sim(F[b,t,y,x], F[b,t+l,y+u,x+v]), zero outside the clip (SELFY, eq. 1).
+def stss(features, temporal_offsets, window, similarity, keys=None):
+    """S[b,t,y,x,l,u,v] = sim(F[b,t,y,x], K[b,t+l,y+u,x+v]), zero outside the clip (SELFY, eq. 1); K is F without keys.
 
     The input is never unfolded: one matrix product compares two frames at all pairs of their positions, and the
-    window is gathered out of it. The product of frames t and t + d holds offset d of the one frame and offset -d of
-    the other, so both come from it.
+    window is gathered out of it. Without keys the product of frames t and t + d holds offset d of the one frame and
+    offset -d of the other, so both come from it.
     """
+    if similarity == "embedded_gaussian":
+        return embedded_gaussian(features, temporal_offsets, window, keys)
     if similarity == "cosine":
-        features = l2_normalize(features)
-    batch, time, height, width, channels = sizes(features)
-    positions = ops.reshape(features, (batch, time, height * width, channels))
+        features, keys = l2_normalize(features), None if keys is None else l2_normalize(keys)
+    batch, time, height, width, _ = sizes(features)
     # Further positions, of zeros. The product of the last one with itself is what the window reads outside the map: a
     # zero that no feature takes part in, be it infinite or not a number. Rows of 16 n numbers are the faster ones.
     count = (height * width // 16 + 1) * 16
-    positions = ops.pad(positions, ((0, 0), (0, 0), (0, count - height * width), (0, 0)))  # (B, T, N, C)
+    queried = _positions(features, count)  # (B, T, N, C)
+    others = queried if keys is None else _positions(keys, count)
     places = {
         earlier: ops.convert_to_tensor(_window_places(height, width, window, count, earlier))  # (H * W * U * V,)
         for earlier in {offset >= 0 for offset in temporal_offsets}
@@ -40,9 +42,11 @@ def stss(features, temporal_offsets, window, similarity):
     products, volumes = {}, []
     for offset in temporal_offsets:
         distance = _smaller(abs(offset), time)
-        if abs(offset) not in products:
-            products[abs(offset)] = _all_pairs(positions, distance)  # (B * (T - d), N²)
-        volume = ops.take(products[abs(offset)], places[offset >= 0], axis=1)
+        pair = abs(offset) if keys is None else offset
+        if pair not in products:
+            earlier, later = (queried, others) if offset >= 0 else (others, queried)
+            products[pair] = _all_pairs(earlier, later, distance)  # (B * (T - d), N²)
+        volume = ops.take(products[pair], places[offset >= 0], axis=1)
         volume = ops.reshape(volume, (batch, time - distance, height * width, window[0] * window[1]))
         if offset:
             outside = ops.zeros((batch, distance, height * width, window[0] * window[1]), volume.dtype)
@@ -56,13 +60,47 @@ def _smaller(number, size):
     return min(number, size) if isinstance(size, int) else ops.minimum(number, size)
 
 
-def _all_pairs(positions, distance):
-    """(B, T, N, C) → (B * (T - d), N²): each position of frame t times each of frame t + d."""
-    batch, time, count, channels = sizes(positions)
+def embedded_gaussian(queries, temporal_offsets, window, keys=None):
+    """exp(Q · K) over its sum in the part of the neighbourhood (L, U, V) that lies inside the clip; zero outside.
+
+    Computed in float32 at least: the exponential makes a rounded product's error a factor.
+    """
+    wide = keras.backend.result_type(queries.dtype, "float32")
+    keys = None if keys is None else ops.cast(keys, wide)
+    scores = stss(ops.cast(queries, wide), temporal_offsets, window, "dot", keys)  # (B, T, H, W, L, U, V)
+    _, time, height, width, _, rows, columns = sizes(scores)
+    frame = _inside(time, np.array(temporal_offsets))[:, None, None, :, None, None]  # (T, 1, 1, L, 1, 1)
+    row = _inside(height, np.arange(rows) - rows // 2)[:, None, None, :, None]  # (H, 1, 1, U, 1)
+    column = _inside(width, np.arange(columns) - columns // 2)[:, None, None, :]  # (W, 1, 1, V)
+    inside = ops.logical_and(frame, ops.logical_and(row, column))  # (T, H, W, L, U, V)
+    neighbourhood = {"axis": (-3, -2, -1), "keepdims": True}
+    scores = ops.where(inside, scores, ops.full_like(scores, -1e30))
+    weights = ops.exp(scores - ops.stop_gradient(ops.max(scores, **neighbourhood)))
+    weights = ops.where(inside, weights, ops.zeros_like(weights))
+    # A position without any neighbour in the clip, and no other, has a sum below 1.
+    return ops.cast(weights / ops.maximum(ops.sum(weights, **neighbourhood), 1.0), queries.dtype)
+
+
+def _inside(size, steps):
+    """(size, number of steps): whether a place along an axis, moved by a step, is still on it."""
+    other = ops.arange(size, dtype="int32")[:, None] + ops.convert_to_tensor(steps.astype("int32"))
+    return ops.logical_and(other >= 0, other < size)
+
+
+def _positions(features, count):
+    """(B, T, H, W, C) → (B, T, count, C), filled up with zeros."""
+    batch, time, height, width, channels = sizes(features)
+    positions = ops.reshape(features, (batch, time, height * width, channels))
+    return ops.pad(positions, ((0, 0), (0, 0), (0, count - height * width), (0, 0)))
+
+
+def _all_pairs(earlier, later, distance):
+    """Twice (B, T, N, C) → (B * (T - d), N²): each position of frame t times each of the other's frame t + d."""
+    batch, time, count, channels = sizes(earlier)
     frames = (batch, time - distance, count, channels)
     # ops.slice, because the gradient of Python slices is slow in TensorFlow.
-    earlier = ops.slice(positions, (0, 0, 0, 0), frames)
-    later = ops.slice(positions, (0, distance, 0, 0), frames)
+    earlier = ops.slice(earlier, (0, 0, 0, 0), frames)
+    later = ops.slice(later, (0, distance, 0, 0), frames)
     product = ops.matmul(earlier, ops.transpose(later, (0, 1, 3, 2)))  # (B, T - d, N, N)
     return ops.reshape(product, (batch * (time - distance), count * count))
 
