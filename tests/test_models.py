@@ -78,7 +78,7 @@ def test_backbone_refuses():
     frames = keras.Input((None, None, None, 3))
     with pytest.raises(ValueError, match="Received: name='resnet19'"):
         resnet(frames, "resnet19")
-    with pytest.raises(ValueError, match=r"Received: \['res6'\]"):
+    with pytest.raises(ValueError, match=r"Received: insert=\['res6'\]"):
         resnet(frames, "resnet10", insert={"res6": []})
 
 

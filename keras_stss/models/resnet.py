@@ -1,8 +1,10 @@
-"""ResNets over clips: TSN (frames apart) and TSM (temporal shift in every residual branch)."""
+"""ResNets over clips: TSN (frames apart), TSM (temporal shift in every residual branch) and STM (blocks of its own)."""
 
 import keras
 
+from keras_stss.blocks.stm import STMBlock, apply_layers
 from keras_stss.layers import ConvBN, FrameMaxPooling, TemporalShift
+from keras_stss.models.stages import Stages, check_stages
 
 #: Residual blocks of res2…res5, and whether they are bottlenecks (He et al., CVPR 2016, table 1; resnet10 is the
 #: common one-block-a-stage form for small experiments).
@@ -16,7 +18,7 @@ RESNETS = {
 STAGES = ("pool1", "res2", "res3", "res4", "res5")
 
 
-def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None, shift_every=1):
+def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None, shift_every=1, stm=None):
     """Applies a ResNet to normalised frames.
 
     Args:
@@ -28,37 +30,54 @@ def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None, s
         insert: {stage: [layers]}, called one after another on the stage's output.
         shift_every: 1 shifts in every residual block, 2 in the first, third, … of each stage, as TSM's code does in
             ResNet-101.
+        stm: None, or a dictionary of options of :class:`keras_stss.blocks.STMBlock` (all but filters, strides and
+            bottleneck), for STM blocks in the place of residual blocks, with ``stages``, where they stand (res2 to res5
+            without it), and ``per_stage``, ``"all"`` blocks of these stages or the ``"first"`` one alone (Wang et al.,
+            Table 9). An STM block has no shift.
 
     Returns:
         Dictionary of stage name → Keras tensor (B, T, h, w, c), inserted layers included.
 
     Raises:
-        ValueError: for an unknown name or stage.
+        ValueError: for an unknown name or stage, and for options that do not exist.
     """
     if name not in RESNETS:
         raise ValueError(f"name must be one of {tuple(RESNETS)}. Received: name={name!r}")
-    insert = dict(insert or {})
-    if unknown := set(insert) - set(STAGES):
-        raise ValueError(f"insert must name stages among {STAGES}. Received: {sorted(unknown)}")
     depths, bottleneck = RESNETS[name]
-    outputs = {}
-
-    def finish(stage, tensor):
-        for layer in insert.get(stage, ()):
-            tensor = layer(tensor)
-        outputs[stage] = tensor
-        return tensor
-
+    stages = Stages(STAGES, insert)
+    takes_stm = _places(stm)
     x = ConvBN(width, 7, 2, name="conv1")(frames)  # (B, T, H/2, W/2, width)
-    x = finish("pool1", FrameMaxPooling(name="pool1")(x))
+    x = stages.finish("pool1", FrameMaxPooling(name="pool1")(x))
     for number, depth in enumerate(depths):
-        stage = STAGES[number + 1]
+        stage, filters = STAGES[number + 1], width * 2**number
         for position in range(depth):
             strides = 2 if number > 0 and position == 0 else 1
-            divisor = None if position % shift_every else shift_divisor
-            x = _residual(x, width * 2**number, strides, bottleneck, divisor, f"{stage}_{position}")
-        x = finish(stage, x)
-    return outputs
+            block = f"{stage}_{position}"
+            if takes_stm(stage, position):
+                x = _stm(x, filters, strides, bottleneck, stm, block)
+            else:
+                divisor = None if position % shift_every else shift_divisor
+                x = _residual(x, filters, strides, bottleneck, divisor, block)
+        x = stages.finish(stage, x)
+    return stages.outputs
+
+
+def _places(stm):
+    """Function (stage, position) → whether an STM block stands there."""
+    if stm is None:
+        return lambda stage, position: False
+    stages, per_stage = stm.get("stages", STAGES[1:]), stm.get("per_stage", "all")
+    check_stages("stages of stm", stages, STAGES[1:])
+    if per_stage not in ("all", "first"):
+        raise ValueError(f"per_stage must be 'all' or 'first'. Received: per_stage={per_stage!r}")
+    return lambda stage, position: stage in stages and (per_stage == "all" or position == 0)
+
+
+def _stm(x, filters, strides, bottleneck, stm, name):
+    """One STM block, of layers of the network's own: they have the names, and so the weights, of a residual block's."""
+    options = {key: value for key, value in stm.items() if key not in ("stages", "per_stage")}
+    block = STMBlock(filters, strides, bottleneck=bottleneck, **options, name=name)
+    return apply_layers(block.make_layers(x.shape[-1], f"{name}_"), x)
 
 
 def _residual(x, filters, strides, bottleneck, shift_divisor, name):
