@@ -1,4 +1,4 @@
-"""The command line: ``keras-stss train | keys | prepare | evaluate | predict | export | convert | bench``."""
+"""The command line: ``keras-stss train | keys | prepare | evaluate | predict | export | convert | cost | bench``."""
 
 import argparse
 import json
@@ -59,7 +59,7 @@ def _parse(arguments):
 def _is_mendable(error):
     """Whether the message says all that the user needs; other errors keep their traceback."""
     names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.startswith("keras_stss.")}
-    mendable = {"BenchError", "ClipError", "ConfigError", "DataError", "TrainingDiverged"}
+    mendable = {"BenchError", "ClipError", "ConfigError", "CostError", "DataError", "TrainingDiverged"}
     return bool(names & mendable) or isinstance(error, OSError)
 
 
@@ -133,6 +133,19 @@ def _parser():
     )
     convert.add_argument("--json", action="store_true", help="print the report as JSON")
     convert.set_defaults(command=_convert)
+
+    cost = commands.add_parser(
+        "cost", help="count a model's parameters and multiply-adds by layer and stage, or those of the papers' models"
+    )
+    cost.add_argument("--config", help="YAML file, or a bare name in configs/")
+    cost.add_argument("overrides", nargs="*", metavar="key.path=value", help="values to use instead of the file's")
+    cost.add_argument("--papers", action="store_true", help="the rows of the papers' tables beside their figures")
+    cost.add_argument("--frames", type=int, help="frames of the clip (default: data.frames)")
+    cost.add_argument("--size", type=int, help="side of a frame in pixels (default: data.crop)")
+    cost.add_argument("--classes", type=int, default=174, help="classes of the head (default: %(default)s)")
+    cost.add_argument("--json", action="store_true", help="print the figures as JSON")
+    cost.add_argument("--markdown", metavar="FILE", help="papers: put the table into its place in a Markdown file, too")
+    cost.set_defaults(command=_cost)
 
     bench = commands.add_parser("bench", help="time the operation, the blocks or the models beside others' on this CPU")
     bench.add_argument("kind", choices=["stss", "block", "model"], help="what to time")
@@ -286,6 +299,31 @@ def _convert(options):
         print(json.dumps(report.as_dict()))
     else:
         print("\n".join([*report.lines(), f"written to {options.output}"]))
+
+
+def _cost(options):
+    if bool(options.config) == options.papers:
+        raise ConfigError("cost takes either --config NAME or --papers")
+    if options.papers and (options.overrides or options.frames or options.size or options.classes != 174):
+        raise ConfigError(
+            "the papers' rows say themselves what they count: only --json and --markdown go with --papers"
+        )
+    config = None if options.papers else load_config(options.config, options.overrides)
+    from keras_stss.cost import cost, table
+
+    if options.papers:
+        from keras_stss.bench.tables import find_place, write_into
+        from keras_stss.cost.papers import compare
+
+        if options.markdown:
+            find_place(options.markdown, "cost")  # before a minute of counting
+        found = compare()
+        if options.markdown:
+            write_into(options.markdown, "cost", table.markdown_papers(found))
+    else:
+        found = cost(config, options.classes, options.frames, options.size)
+    render = table.render_papers if options.papers else table.render_model
+    print(json.dumps(found) if options.json else render(found))
 
 
 def _bench(options):
