@@ -6,9 +6,9 @@ import importlib.util
 import sys
 
 __version__ = "0.1.0"
-__all__ = ["blocks", "build_model", "layers", "load_model", "ops"]
+__all__ = ["blocks", "build_model", "feature_extractor", "layers", "list_models", "load_model", "ops"]
 
-_HOMES = {"build_model": "keras_stss.models", "load_model": "keras_stss.models"}
+_HOMES = dict.fromkeys(("build_model", "feature_extractor", "list_models", "load_model"), "keras_stss.models")
 
 
 def __getattr__(name):

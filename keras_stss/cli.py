@@ -308,6 +308,8 @@ def _cost(options):
         raise ConfigError(
             "the papers' rows say themselves what they count: only --json and --markdown go with --papers"
         )
+    if options.markdown and not options.papers:
+        raise ConfigError("--markdown goes with --papers")
     config = None if options.papers else load_config(options.config, options.overrides)
     from keras_stss.cost import cost, table
 

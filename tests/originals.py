@@ -66,12 +66,13 @@ def seeded(names):
 def write_safetensors(path, tensors):
     """Writes arrays as a safetensors file; returns its path."""
     kinds = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "bool": "BOOL"}
-    header, data = {"__metadata__": {"format": "pt"}}, b""
+    header, parts, end = {"__metadata__": {"format": "pt"}}, [], 0
     for name, value in tensors.items():
-        begin, data = len(data), data + value.tobytes()
-        header[name] = {"dtype": kinds[value.dtype.name], "shape": value.shape, "data_offsets": [begin, len(data)]}
+        parts.append(value.tobytes())
+        begin, end = end, end + len(parts[-1])
+        header[name] = {"dtype": kinds[value.dtype.name], "shape": value.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
     return path
 
 

@@ -1,16 +1,23 @@
 """The YAML schema: what it refuses and how it says so."""
 
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
-from keras_stss.config import Config, ConfigError, dump_config, find_config, load_config, parse_config
+from keras_stss.config import (
+    BLOCKS,
+    ConfigError,
+    dump_config,
+    find_config,
+    list_keys,
+    load_config,
+    parse_config,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -63,9 +70,67 @@ def test_an_unknown_key_is_named_with_the_nearest_one(given, key, nearest):
 
 def test_an_unknown_stage_is_named_with_the_stages():
     message = refusal(values(model={"insert": {"rse3": "selfy"}}))
-    assert "unknown stage model.insert.rse3." in message
+    assert "model.insert: unknown stage rse3." in message
     assert "Did you mean res3?" in message
     assert "pool1, res2, res3, res4, res5" in message
+    message = refusal(values(model={"backbone": "mobilenet_v2", "insert": {"res3": "selfy"}}))
+    assert "Stages of mobilenet_v2 are stage1, stage2" in message
+
+
+def test_blocks_of_a_stage_follow_one_another_or_stand_side_by_side():
+    """A list keeps its order and may name a block twice; the forms read back as they were written."""
+    listed = [{"stcb": {}}, "selfy", {"selfy": {"window": [5, 5]}}]
+    config = parse_config(values(model={"insert": {"res3": listed, "res4": {"parallel": ["selfy", "stcb"]}}}))
+    names = [member.named() for member in config.model.insert["res3"].sequence]
+    assert names == [["stcb"], ["selfy"], ["selfy"]]
+    assert config.model.insert["res3"].sequence[2].selfy.window == (5, 5)
+    assert [member.named() for member in config.model.insert["res4"].parallel] == [["selfy"], ["stcb"]]
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    message = refusal(values(model={"insert": {"res3": [{"selfy": {"windo": [5, 5]}}]}}))
+    assert "unknown key model.insert.res3.sequence.0.selfy.windo." in message
+    assert "Did you mean window?" in message
+
+
+@pytest.mark.parametrize(
+    ("insert", "says"),
+    [
+        ({"parallel": ["selfy"]}, "at least 2"),
+        ({"parallel": ["selfy", "non_local"]}, "one block among selfy, motion_squeeze, stcb. Received: non_local"),
+        ({"parallel": ["selfy", ["stcb", "stcb"]]}, "Received: sequence"),
+        ({"sequence": ["selfy"], "stcb": {}}, "sequence stands alone"),
+        ([], "at least 1"),
+        ({"selfy": {"variant": "released", "integration": "fc"}}, "released"),
+        ({"selfy": {"extraction": "soft_argmax", "extraction_channels": [4]}}, "has no layers"),
+        ({"selfy": {"similarity": "embedded_gaussian", "implementation": "native"}}, "no native"),
+        ({"motion_squeeze": {"transform_kernels": [3]}}, "one more than transform_channels"),
+        ({"motion_squeeze": {"transform_kernels": [3, 2, 3, 3]}}, "odd"),
+    ],
+)
+def test_blocks_that_do_not_go_together_are_refused(insert, says):
+    assert says in refusal(values(model={"insert": {"res3": insert}}))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"backbone": "i3d"}, "temporal of backbone i3d must be 3d. Received: temporal=tsm"),
+        ({"backbone": "mobilenet_v2", "temporal": "stm"}, "must be tsn or tsm"),
+        ({"stm": {"reduction": 8}}, "belongs to temporal 'stm'"),
+        ({"stem_kernel": [1, 7, 7]}, "belong to backbone 'i3d'"),
+        ({"ensemble": [{"frames": 4}, {"frames": 8}], "backbone": "resnet18"}, "Received: backbone"),
+        ({"ensemble": [{"frames": 8}]}, "at least two"),
+        ({"ensemble": [{"frames": 4}, {"frames": 4}]}, "data.frames must be"),
+        ({"ensemble": [{}, {"frames": 8}]}, "model.ensemble.0.frames is missing"),
+    ],
+)
+def test_models_that_do_not_go_together_are_refused(model, says):
+    assert says in refusal(values(model=model))
+
+
+def test_an_ensemble_reads_back_as_it_was_written():
+    config = parse_config(values(model={"ensemble": [{"frames": 4, "insert": {"res3": "selfy"}}, {"frames": 8}]}))
+    assert config.model.ensemble[0].insert["res3"].selfy.window == (9, 9)
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
 
 
 def test_a_key_like_none_other_gets_no_guess():
@@ -356,41 +421,36 @@ def test_a_shipped_config_loads(path):
 # --- the schema itself ------------------------------------------------------------------------------------------------
 
 
-def leaves(section, prefix=""):
-    for name, field in section.model_fields.items():
-        nested = list(sections_in(field.annotation))
-        if nested:
-            for each in nested:
-                yield from leaves(each, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", name
-
-
-def sections_in(annotation):
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from sections_in(argument)
-
-
 def test_every_key_is_read_somewhere():
-    found = dict(leaves(Config))
-    assert {"train.schedule.gamma", "model.insert.selfy.window", "data.root"} <= found.keys()
+    keys = [key for key, _, _ in list_keys()]
+    assert {"train.schedule.gamma", "model.insert.STAGE.selfy.window", "data.root", "model.stm.per_stage"} <= set(keys)
     package = REPOSITORY / "keras_stss"
-    sources = {path: path.read_text() for path in package.rglob("*.py") if path.name != "config.py"}
+    sources = {path: path.read_text() for path in package.rglob("*.py") if path.parent.name != "config"}
     everything = "\n".join(sources.values())
-    block = sources[package / "blocks" / "selfy.py"]
     dead = []
-    for key, name in found.items():
-        if ".selfy." in key:  # handed on as the block's own arguments
-            used = len(re.findall(rf"\b{name}\b", block)) > 1
-        else:
-            used = re.search(rf"\.{name}\b", everything)
-            if key.startswith("data."):  # the annotation files are looked up by name
-                used = used or f'"{name}"' in sources[package / "data" / "annotations.py"]
+    for key in keys:
+        name = key.rpartition(".")[2]
+        if "STAGE" in key or key.startswith("model.stm."):
+            continue  # handed on as arguments of a block: see the test below
+        used = re.search(rf"\.{name}\b", everything)
+        if key.startswith("data."):  # the annotation files are looked up by name
+            used = used or f'"{name}"' in sources[package / "data" / "annotations.py"]
         if not used:
             dead.append(key)
     assert not dead
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_options_of_a_block_are_the_arguments_of_its_class(block):
+    """All of them, by the same names and with the same defaults."""
+    from keras_stss.models.build import BLOCK_CLASSES
+
+    arguments = inspect.signature(BLOCK_CLASSES[block].__init__).parameters.values()
+    defaults = {each.name: each.default for each in arguments if each.name not in ("self", "kwargs")}
+    for name in ("filters", "strides", "bottleneck") if block == "stm" else ():
+        del defaults[name]  # the shape of a residual block; among others a block keeps its input's
+    config = parse_config(values(model={"insert": {"res3": block}}))
+    assert getattr(config.model.insert["res3"], block).model_dump() == defaults
 
 
 def test_the_schema_needs_neither_keras_nor_tensorflow():

@@ -120,7 +120,7 @@ def test_damaged_files(tmp_path):
     with pytest.raises(ConfigError, match=r"no weight file at .*nowhere"):
         read_tensors(tmp_path / "nowhere.pth")
     (tmp_path / "text.pth").write_text("not weights at all, only text")
-    with pytest.raises(ConfigError, match="no PyTorch, safetensors or Keras file"):
+    with pytest.raises(ConfigError, match="no PyTorch, safetensors, Keras or Flax file"):
         read_tensors(tmp_path / "text.pth")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("a.txt", "")
@@ -198,3 +198,63 @@ def test_tensor_that_cannot_be(tmp_path, build, says):
 def test_checkpoint_without_weights(tmp_path):
     with pytest.raises(ConfigError, match=r"no state dict.*keys: epoch, arch"):
         read_tensors(archive_of(tmp_path / "a.pth", pickle.dumps({"epoch": 3, "arch": "TSM"})))
+
+
+# Pickled arrays.
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_arrays(tmp_path, protocol):
+    """Every protocol, type, byte order and memory order that NumPy writes."""
+    grid = np.arange(24, dtype=np.float32).reshape(4, 6)
+    arrays = {
+        "plain": grid,
+        "columns": np.asfortranarray(grid / 7),
+        "slice": grid[1:3, 2:5],
+        "half": grid.astype(np.float16),
+        "big": grid.astype(">f8"),
+        "count": np.array(3),
+        "bytes": np.array([255], np.uint8),
+        "flags": np.array([True, False]),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+    path = tmp_path / "arrays.pkl"
+    path.write_bytes(pickle.dumps({"params": {"layer": arrays}, "step": 7}, protocol=protocol))
+    kind, tensors = read_tensors(path)
+    assert kind == "flax"
+    assert tensors.keys() == {f"params/layer/{name}" for name in arrays}
+    for name, expected in arrays.items():
+        found = tensors[f"params/layer/{name}"]
+        assert found.dtype == expected.dtype.newbyteorder("="), name
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"a": Evil()}, "holds posix.mkdir, and reading that would run code"),
+        ({"a": np.array([Evil()], object)}, "is damaged|would run code"),
+        ({"a": np.array(["text"])}, "an array of an unknown kind"),
+        ({"a": 1}, "no dictionary of arrays"),
+        ([1, 2], "no dictionary of arrays"),
+    ],
+    ids=["code", "objects", "text", "numbers", "list"],
+)
+def test_pickles_that_are_refused(tmp_path, monkeypatch, content, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.ckpt").write_bytes(pickle.dumps(content, protocol=4))
+    with pytest.raises(ConfigError, match=says):
+        read_tensors(tmp_path / "a.ckpt")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_damaged_pickle(tmp_path):
+    whole = pickle.dumps({"a": np.zeros((3, 4), np.float32)}, protocol=4)
+    (tmp_path / "a.ckpt").write_bytes(whole[:-20])
+    with pytest.raises(ConfigError, match="is damaged"):
+        read_tensors(tmp_path / "a.ckpt")

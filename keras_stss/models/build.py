@@ -1,30 +1,58 @@
 """From a config to a model, and from a run or file back to one."""
 
+from collections import Counter
 from pathlib import Path
 
 import keras
 
-from keras_stss.blocks import MotionSqueezeBlock, SELFYBlock
-from keras_stss.config import BLOCKS, Config, ConfigError, load_config, parse_config, set_key
-from keras_stss.layers import NormalizeFrames
+from keras_stss.blocks import (
+    CorrelationBlock,
+    CorrespondenceBlock,
+    LocalAttentionBlock,
+    MotionSqueezeBlock,
+    NonLocalBlock,
+    SELFYBlock,
+    STCBlock,
+    STMBlock,
+)
+from keras_stss.config import ALONE, Config, ConfigError, load_config, parse_config, set_key
+from keras_stss.layers import NeighborMean, NormalizeFrames
 from keras_stss.models.classifier import classify
+from keras_stss.models.ensemble import ensemble
+from keras_stss.models.features import feature_extractor
+from keras_stss.models.i3d import i3d
+from keras_stss.models.mobilenet_v2 import mobilenet_v2
 from keras_stss.models.pretrained import load_pretrained
 from keras_stss.models.resnet import resnet
 from keras_stss.ops.dispatch import why_not_native
 
 SOMETHING_SOMETHING_CLASSES = 174
 #: The classes behind the names that a config gives to blocks.
-BLOCK_CLASSES = {"selfy": SELFYBlock, "motion_squeeze": MotionSqueezeBlock}
+BLOCK_CLASSES = {
+    "selfy": SELFYBlock,
+    "motion_squeeze": MotionSqueezeBlock,
+    "stm": STMBlock,
+    "stcb": STCBlock,
+    "non_local": NonLocalBlock,
+    "cp": CorrespondenceBlock,
+    "correlation": CorrelationBlock,
+    "local_attention": LocalAttentionBlock,
+}
 #: The operation that a native block stands or falls with.
 BLOCK_OPERATIONS = {"selfy": "stss", "motion_squeeze": "displacement"}
+#: The width that the papers' backbones have.
+PAPER_WIDTH = 64
 
 
-def build_model(config_or_path, classes=None, **overrides):
+def build_model(config_or_path, classes=None, return_features=False, **overrides):
     """Builds the functional model that a config describes.
 
     Args:
-        config_or_path: :class:`keras_stss.config.Config`, path of a YAML file, or bare name in ``configs/``.
+        config_or_path: :class:`keras_stss.config.Config`, path of a YAML file, or bare name in ``configs/`` (see
+            :func:`keras_stss.list_models`).
         classes: number of classes; may be left out for the Something-Something formats (174).
+        return_features: the model gives a dictionary of what it sees on the way, too (see
+            :func:`keras_stss.models.feature_extractor`).
         **overrides: keys of the ``model`` section (``backbone="resnet18"``), or ``**{"train.precision": …}``.
 
     Returns:
@@ -44,37 +72,85 @@ def build_model(config_or_path, classes=None, **overrides):
     outer_policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.train.precision)
     try:
-        model = _assemble(config.model, classes)
+        members = config.model.ensemble
+        model = ensemble([(_network(each, classes), each.frames) for each in members]) if members else None
+        model = model or _network(config.model, classes)
+        return feature_extractor(model) if return_features else model
     finally:
         keras.config.set_dtype_policy(outer_policy)
-    if config.model.pretrained:
-        load_pretrained(model, config.model.pretrained, config.model.pretrained_strict).log()
+
+
+def _network(network, classes):
+    """One network with its weights."""
+    model = _assemble(network, classes)
+    if network.pretrained:
+        load_pretrained(model, network.pretrained, network.pretrained_strict).log()
     return model
 
 
-def _assemble(model, classes):
+def _assemble(network, classes):
     frames = keras.Input((None, None, None, 3), dtype="uint8", name="frames")  # (B, T, H, W, 3)
-    insert = {stage: _blocks(stage, chosen) for stage, chosen in model.insert.items()}
-    stages = resnet(
-        NormalizeFrames(name="normalize")(frames),
-        model.backbone,
-        model.width,
-        model.shift_divisor if model.temporal == "tsm" else None,
-        insert,
-        model.shift_every,
-    )
-    logits = classify(stages["res5"], classes, model.dropout)
-    return keras.Model(frames, logits, name=f"{model.temporal}_{model.backbone}")
+    insert = {stage: _steps(stage, chosen) for stage, chosen in network.insert.items()}
+    shift_divisor = network.shift_divisor if network.temporal == "tsm" else None
+    if network.backbone == "i3d":
+        # As its weights want their pixels: from -1 to 1.
+        pixels = NormalizeFrames((0.5,) * 3, (0.5,) * 3, name="normalize")(frames)
+        kernel, scale = network.stem_kernel or (7, 7, 7), network.width / PAPER_WIDTH
+        stages = i3d(pixels, kernel, scale, network.stem_padding, insert)
+        features = NeighborMean(name="neighbors")(stages["mixed_5c"])
+    else:
+        pixels = NormalizeFrames(name="normalize")(frames)
+        if network.backbone == "mobilenet_v2":
+            stages = mobilenet_v2(pixels, network.width / PAPER_WIDTH, shift_divisor, insert)
+        else:
+            stm = network.stm.model_dump() if network.temporal == "stm" else None
+            stages = resnet(pixels, network.backbone, network.width, shift_divisor, insert, network.shift_every, stm)
+        features = list(stages.values())[-1]
+    logits = classify(features, classes, network.dropout)
+    return keras.Model(frames, logits, name=f"{network.temporal}_{network.backbone}")
 
 
-def _blocks(stage, chosen):
-    """The layers that an ``insert`` section names, in the order of ``BLOCKS``."""
-    options = {name: getattr(chosen, name) for name in BLOCKS if getattr(chosen, name) is not None}
-    for name, section in options.items():
-        # Otherwise the first step would stop, deep inside Keras.
-        if section.implementation == "native" and (reason := why_not_native(BLOCK_OPERATIONS[name])):
-            raise ConfigError(f"model.insert.{stage}.{name}.implementation: native is not possible: {reason}")
-    return [BLOCK_CLASSES[name](**section.model_dump(), name=f"{stage}_{name}") for name, section in options.items()]
+def _steps(stage, chosen):
+    """What an ``insert`` section puts after a stage, in order."""
+    names = Counter()
+    return [step for each in chosen.sequence or (chosen,) for step in _several(stage, each, names)]
+
+
+def _several(stage, chosen, names):
+    """The steps of a section without a list: its blocks, in the order of ``BLOCKS``, then those side by side."""
+    steps = []
+    for name in chosen.named():
+        if name == "sequence":
+            steps += [step for each in chosen.sequence for step in _several(stage, each, names)]
+        elif name == "parallel":
+            alone = [_block(stage, each.named()[0], each, names, **ALONE[each.named()[0]]) for each in chosen.parallel]
+            steps.append(_Sum(f"{stage}_{_unique('parallel', names)}", alone))
+        else:
+            steps.append(_block(stage, name, chosen, names))
+    return steps
+
+
+def _block(stage, name, chosen, names, **options):
+    section = getattr(chosen, name)
+    # Otherwise the first step would stop, deep inside Keras.
+    if getattr(section, "implementation", None) == "native" and (reason := why_not_native(BLOCK_OPERATIONS[name])):
+        raise ConfigError(f"model.insert.{stage}.{name}.implementation: native is not possible: {reason}")
+    return BLOCK_CLASSES[name](**{**section.model_dump(), **options}, name=f"{stage}_{_unique(name, names)}")
+
+
+def _unique(name, names):
+    names[name] += 1
+    return name if names[name] == 1 else f"{name}_{names[name]}"
+
+
+class _Sum:
+    """Blocks side by side: what each gives is added to the input."""
+
+    def __init__(self, name, layers):
+        self.name, self.layers = name, layers
+
+    def __call__(self, tensor):
+        return keras.layers.Add(name=self.name)([tensor, *(layer(tensor) for layer in self.layers)])
 
 
 def _override(config, overrides):

@@ -7,24 +7,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import keras
+import numpy as np
 
+from keras_stss import blocks as motion_blocks
 from keras_stss.config import ConfigError
 from keras_stss.layers import TemporalShift
+from keras_stss.models.i3d import MODULES
+from keras_stss.models.mobilenet_names import BLOCKS as INVERTED_BLOCKS
 from keras_stss.models.resnet import RESNETS
 from keras_stss.models.tensor_files import read_tensors
-from keras_stss.models.weight_names import (
-    SHIFT_DIVISOR,
-    UNUSED,
-    Origin,
-    arrange,
-    describe,
-    strip,
-    swap_shifted,
-)
+from keras_stss.models.weight_names import describe, strip
+from keras_stss.models.weight_rules import KINDS, SHIFT_DIVISOR, Origin, swap_shifted
 
 log = logging.getLogger(__name__)
 
 HEAD = "logits/"
+#: Motion blocks, which may differ from the file's where a load is not strict.
+BLOCKS = tuple(getattr(motion_blocks, name) for name in motion_blocks.__all__)
 #: Names to print of a list; the report's dictionary has them all.
 SHOWN = 6
 
@@ -42,6 +41,7 @@ class Report:
     unmatched_source: list = field(default_factory=list)  # names without a place in the model
     unmatched_target: list = field(default_factory=list)  # paths without a tensor in the file
     mismatched: list = field(default_factory=list)  # "name (shape) does not fit path (shape)"
+    filled: dict = field(default_factory=dict)  # path → the value that the original has there without naming it
     differences: list = field(default_factory=list)  # what the model computes otherwise than the file's own
 
     def faults(self):
@@ -63,6 +63,7 @@ class Report:
             f"{self.source}: {self.code}{f', {described}' if described else ''}"
             + (f", {self.classes} classes" if self.classes else ""),
             f"{len(self.matched)} tensors matched",
+            *([f"{len(self.filled)} filled with what the original has there unnamed"] if self.filled else []),
             *(f"{list(self.skipped.values()).count(reason)} skipped: {reason}" for reason in reasons),
             *(line for line in self.faults() if line.split(": ")[0] not in self.skipped),
         ]
@@ -81,8 +82,9 @@ class Report:
 def load_pretrained(model, source, strict=False, past_first=False):
     """Copies a weight file's tensors into a model.
 
-    torchvision's and timm's ResNets, the released models of TSM, MotionSqueeze and SELFY, KerasHub's ResNets, and
-    models of this library. Layouts are turned to Keras'; nothing is copied where an error is raised.
+    torchvision's and timm's ResNets and MobileNet-V2, the released models of TSM, MotionSqueeze and SELFY, KerasHub's
+    ResNets, I3D's Kinetics weights, torchvision's GoogLeNet inflated into I3D, and models of this library. Layouts are
+    turned to Keras'; nothing is copied where an error is raised.
 
     Args:
         model: a model as :func:`keras_stss.build_model` makes it.
@@ -112,10 +114,12 @@ def load_pretrained(model, source, strict=False, past_first=False):
     values, refused = {}, set()
     for name, value in tensors.items():
         _place(name, value, origin, variables, values, refused, report, past_first)
+    _fill(origin, variables, values, report)
     report.unmatched_target = [path for path in variables if path not in values and path not in refused]
     if strict and (faults := report.faults()):
         raise ConfigError(f"{source} does not fit the model exactly:\n  " + "\n  ".join(faults))
-    if broken := [line for line in report.mismatched if not re.search(r"fit \w+_(selfy|motion_squeeze)/", line)]:
+    blocks = {layer.name for layer in model.layers if isinstance(layer, BLOCKS)}
+    if broken := [line for line in report.mismatched if re.search(r" fit (\w+)", line)[1] not in blocks]:
         raise ConfigError(f"{source} does not fit the model:\n  " + "\n  ".join(broken[:SHOWN]))
     if not values:
         raise ConfigError(f"no tensor of {source} has a place in the model")
@@ -125,7 +129,7 @@ def load_pretrained(model, source, strict=False, past_first=False):
 
 
 def inspect(source):
-    """The :class:`~keras_stss.models.weight_names.Origin` of a weight file."""
+    """The :class:`~keras_stss.models.weight_rules.Origin` of a weight file."""
     return _read(source)[0]
 
 
@@ -139,7 +143,7 @@ def _read(source):
     if _is_ours(path):
         own = keras.saving.load_model(path, compile=False)
         tensors = {v.path: keras.ops.convert_to_numpy(v) for v in own.variables if "seed_generator" not in v.path}
-        return Origin("keras_stss", ""), tensors
+        return Origin("keras_stss", "", "keras"), tensors
     kind, tensors = read_tensors(path)
     if kind == "torch":
         tensors = strip(tensors)
@@ -156,23 +160,22 @@ def _is_ours(path):
 
 def _place(name, value, origin, variables, values, refused, report, past_first):
     """Finds the place of one tensor and enters it into ``values``, or ``refused``, and the report."""
+    place = (name, "", "")
     if origin.backbone:
-        if reason := next((reason for pattern, reason in UNUSED.items() if re.fullmatch(pattern, name)), None):
+        if reason := next((reason for pattern, reason in origin.unused.items() if re.fullmatch(pattern, name)), None):
             report.skipped[name] = reason
             return
-        target = origin.target(name)
-    else:
-        target = (name, "as it is", "")
-    if target is None or target[0] not in variables:
+        place = origin.place(name)
+    if place is None or place[0] not in variables:
         report.unmatched_source.append(name)
         return
-    path, layout, stream = target
-    turned = value if origin.separator == "/" or layout == "as it is" else arrange(value, layout)
+    path, layout, stream = place
     shape = tuple(variables[path].shape)
+    turned = KINDS[origin.kind].arrange(value, layout, shape)
     if turned is None or turned.shape != shape:
         refused.add(path)
         if path.startswith(HEAD):
-            report.skipped[name] = f"the head has {origin.classes or turned.shape[-1]} classes there, {shape[-1]} here"
+            report.skipped[name] = f"the head has {origin.classes or value.shape[-1]} classes there, {shape[-1]} here"
         else:
             report.mismatched.append(f"{name} {value.shape} does not fit {path} {shape}")
         return
@@ -180,13 +183,19 @@ def _place(name, value, origin, variables, values, refused, report, past_first):
     report.matched[name] = path
 
 
+def _fill(origin, variables, values, report):
+    """Enters what the original has without naming it, in layers of which the file holds the rest."""
+    layers = {path.rpartition("/")[0] for path in values}
+    for path, variable in variables.items():
+        value = next((value for pattern, value in origin.constants.items() if re.fullmatch(pattern, path)), None)
+        if value is not None and path not in values and path.rpartition("/")[0] in layers:
+            values[path] = np.full(variable.shape, value)
+            report.filled[path] = value
+
+
 def _check_backbone(model, origin, source):
-    """Raises ConfigError where the model's residual blocks are not the file's."""
-    names = {layer.name for layer in model.layers}
-    blocks = {name.removesuffix("_add") for name in names if re.fullmatch(r"res\d_\d+_add", name)}
-    depths = tuple(sum(name.startswith(f"res{stage}_") for name in blocks) for stage in (2, 3, 4, 5))
-    from_names = {form: name for name, form in RESNETS.items()}
-    here = from_names.get((depths, "res2_0_conv3" in names))
+    """Raises ConfigError where the model's backbone is not the file's."""
+    here = _backbone({layer.name for layer in model.layers})
     if here != origin.backbone:
         raise ConfigError(
             f"{source} holds a {origin.backbone}, the model is a {here or 'network of another kind'}: set "
@@ -194,11 +203,23 @@ def _check_backbone(model, origin, source):
         )
 
 
+def _backbone(names):
+    """The backbone that layers of these names make up, or None."""
+    if {f"{stage}_branch3" for stage in MODULES} <= names:
+        return "i3d"
+    if {f"{block}_project" for block in INVERTED_BLOCKS} <= names:
+        return "mobilenet_v2"
+    blocks = {match[1] for name in names if (match := re.fullmatch(r"(res\d_\d+)_add", name))}
+    depths = tuple(sum(name.startswith(f"res{stage}_") for name in blocks) for stage in (2, 3, 4, 5))
+    from_names = {form: name for name, form in RESNETS.items()}
+    return from_names.get((depths, "res2_0_conv3" in names))
+
+
 def _differences(model, origin):
-    """Lines on what the model computes otherwise than the file's own; none for an image model."""
+    """Lines on what the model computes otherwise than the file's own; of an image model, the padding alone."""
+    lines = _padding_differences(model, origin) if origin.backbone == "i3d" else []
     if origin.shifted is None:
-        return []
-    lines = []
+        return lines
     shifts = {layer.name.removesuffix("_shift"): layer for layer in model.layers if isinstance(layer, TemporalShift)}
     if set(shifts) != origin.shifted:
         want = origin.model()
@@ -215,14 +236,24 @@ def _differences(model, origin):
     return lines
 
 
+def _padding_differences(model, origin):
+    found = model.get_layer("conv1").padding
+    wanted = origin.section.get("stem_padding", "same")
+    if found == wanted:
+        return []
+    return [
+        f"the original's first convolution has {wanted} padding, the model's {found}: set model.stem_padding={wanted}"
+    ]
+
+
 def _block_differences(model, block, settings):
     place = f"model.insert.res3.{block}"
     layer = next((layer for layer in model.layers if layer.name == f"res3_{block}"), None)
     if layer is None:
         return [f"the original has a {block} block after res3: set {place}.… (see keras-stss keys)"]
-    lines = []
+    lines, here = [], layer.get_config()
     for key, value in settings.items():
-        found = getattr(layer, key)
+        found = here[key]
         found = tuple(found) if isinstance(value, tuple) else found
         if found != value:
             shown = list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Tensors by name from weight files: PyTorch (zip and legacy), safetensors, Keras. Runs no code from a file.
+"""Tensors by name from weight files: PyTorch (zip and legacy), safetensors, Keras, Flax. Runs no code from a file.
 
 A PyTorch file is a pickle, which may name any function to be called while it is read. Here nothing is called but what
 rebuilds tensors, as under PyTorch's ``weights_only``; PyTorch itself is not needed.
@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from keras_stss.config import ConfigError
+from keras_stss.models.array_pickle import read_arrays
 
 #: Element types of PyTorch's storages. bfloat16 is the upper half of a float32 and is read as bits.
 STORAGES = {
@@ -62,11 +63,12 @@ def read_tensors(path):
     """Reads every tensor of a weight file.
 
     Args:
-        path: PyTorch (``.pth``, ``.pt``, ``.pth.tar``), safetensors, or Keras (``.keras``, ``.h5``) file.
+        path: PyTorch (``.pth``, ``.pt``, ``.pth.tar``), safetensors, or Keras (``.keras``, ``.h5``) file, or a pickled
+            dictionary of NumPy arrays.
 
     Returns:
-        (kind, tensors): ``"torch"`` or ``"keras"``, and a dictionary of name → NumPy array. Keras' names are
-        ``layer/variable``, variables numbered where the file does not name them.
+        (kind, tensors): ``"torch"``, ``"keras"`` or ``"flax"`` (the pickled dictionary), and a dictionary of name →
+        NumPy array. Keras' names are ``layer/variable``, variables numbered where the file does not name them.
 
     Raises:
         ConfigError: where there is no such file, it is damaged, of another format, or would run code.
@@ -86,6 +88,10 @@ def read_tensors(path):
             return "torch", _read_safetensors(path)
         if head.startswith(b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")):
             return _read_legacy(path)
+        # Protocol 3 is the first that knows bytes; before it they were text, to be turned by functions.
+        if head[:1] == b"\x80" and 3 <= head[1] <= pickle.HIGHEST_PROTOCOL:
+            with path.open("rb") as file:
+                return "flax", read_arrays(file, path)
     except ConfigError:
         raise
     except Exception as error:
@@ -93,7 +99,7 @@ def read_tensors(path):
         raise ConfigError(f"{path} is damaged: {type(error).__name__}: {error}") from None
     if tarfile.is_tarfile(path):
         raise ConfigError(f"{path} was written by PyTorch 0.1, whose tar format is not read; save it with a newer one")
-    raise ConfigError(f"{path} is no PyTorch, safetensors or Keras file")
+    raise ConfigError(f"{path} is no PyTorch, safetensors, Keras or Flax file")
 
 
 def _read_archive(path):

@@ -5,37 +5,12 @@ A further backbone or block is a further tuple of rules, and a further case in :
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import NamedTuple
-
-import numpy as np
 
 from keras_stss.config import ConfigError
+from keras_stss.models.i3d_names import describe_i3d
+from keras_stss.models.mobilenet_names import describe_mobilenet
 from keras_stss.models.resnet import RESNETS
-
-
-class _Number(int):
-    """A number that a format may add to: ``f"{number:+1}"``."""
-
-    def __format__(self, term):
-        return str(self + int(term or 0))
-
-
-class Rule(NamedTuple):
-    """Where one kind of layer belongs.
-
-    ``pattern`` matches the layer's whole name there. ``target`` is the layer's path here, a format of the pattern's
-    groups; numbers may be taken one up, ``{0:+1}``, or one down, ``{0:-1}``, since the two sides count from
-    different ends. ``stream`` tells which axes of the weights are channels of the residual stream, the ones that a
-    temporal shift moves: "in", "out", "in out" or none.
-    """
-
-    pattern: str
-    target: str
-    layout: str
-    stream: str = ""
-
+from keras_stss.models.weight_rules import COUNTERS, KINDS, Origin, Rule, find_head
 
 #: torchvision's and timm's ResNets, which TSM, MotionSqueeze and SELFY took over. TSM puts the shifted convolution into
 #: a wrapper that calls it ``net``.
@@ -93,30 +68,19 @@ KERAS_HUB = (
 
 #: What stands before the names of a model that was wrapped, for several GPUs or by a recognition model.
 PREFIX = re.compile(r"(?:(?:module|base_model|model|backbone)\.)+")
-#: Tensors without a use, and why.
-UNUSED = {
-    r".*\.num_batches_tracked": "a counter, without effect on the outputs",
-    r"bn2\.\w+": "the original never applies it",
-}
-BN = ("gamma", "beta", "moving_mean", "moving_variance")
-TORCH_VARIABLES = {
-    "bn": dict(zip(("weight", "bias", "running_mean", "running_var"), BN)),
-    "other": {"weight": "kernel", "bias": "bias"},
-}
-#: Keras files number a layer's variables, or name them.
-KERAS_VARIABLES = {
-    "bn": {**dict(zip("0123", BN)), **{name: name for name in BN}},
-    "other": {"0": "kernel", "1": "bias", "kernel": "kernel", "bias": "bias"},
-}
+#: Tensors of a ResNet without a use, and why.
+UNUSED = {**COUNTERS, r"bn2\.\w+": "the original never applies it"}
 #: Settings of our blocks that do what the released code does.
 RELEASED = {
     "selfy": {
         "temporal_offsets": (-2, -1, 0, 1, 2), "window": (9, 9), "similarity": "cosine", "strides": 2,
-        "variant": "released",
+        "extraction": "conv", "integration": "conv", "output": "r+v", "variant": "released",
     },
-    "motion_squeeze": {"window": (15, 15), "similarity": "cosine", "sigma": 5.0, "temperature": 0.01},
+    "motion_squeeze": {
+        "window": (15, 15), "similarity": "cosine", "sigma": 5.0, "temperature": 0.01, "confidence": True,
+        "backward": False, "transform": "separable", "fusion": "add",
+    },
 }  # fmt: skip
-SHIFT_DIVISOR = 8
 #: Where a file's weights cannot give the same outputs here, by a name that gives the file away.
 REFUSED = {
     r"conv2_block1_preact_bn|post_bn|.*_pre_activation_bn": "a ResNetV2, which normalises before its convolutions; the "
@@ -124,45 +88,17 @@ REFUSED = {
     r"conv\d_block\d+_[123]_conv": "keras.applications' ResNet, which strides in the first 1×1 convolution of a block; "
     "torchvision's, as here, strides in the 3×3. No weights of the one give the outputs of the other (its biases and "
     "its epsilon alone could be folded into the statistics). Take torchvision's, timm's or KerasHub's weights",
+    r"block_\d+_(?:expand|depthwise|project)|mobl\d+_conv_\d+_\w+": "keras.applications' MobileNet-V2, which "
+    "pads strided convolutions on one side alone and takes other pixels; torchvision's, as here, pads on both sides "
+    "alike. Take torchvision's or timm's weights",
     r"conv2_conv|conv1\.\d": "a ResNet-D or -vd, whose first convolution is made of three; the networks here "
     "have one of 7×7",
 }
-
-
-class Origin(NamedTuple):
-    """What a file's names say of the model that they come from."""
-
-    code: str
-    backbone: str
-    shifted: frozenset | None = None  # residual blocks with a shift, such as "res2_0"; None for an image model
-    classes: int | None = None
-    block: str | None = None  # "selfy" or "motion_squeeze", after res3
-    settings: Mapping = MappingProxyType({})  # of the block
-    rules: tuple = ()
-    variables: dict = TORCH_VARIABLES
-    separator: str = "."
-
-    def model(self):
-        """The ``model`` section of a config of this model."""
-        section = {"backbone": self.backbone, "temporal": "tsm" if self.shifted else "tsn"}
-        if self.shifted and len(self.shifted) < sum(RESNETS[self.backbone][0]):
-            section["shift_every"] = 2
-        if self.block:
-            options = {key: list(value) if isinstance(value, tuple) else value for key, value in self.settings.items()}
-            section["insert"] = {"res3": {self.block: options}}
-        return section
-
-    def target(self, name):
-        """(path of the variable here, layout, stream) of a name there, or None."""
-        module, _, leaf = name.rpartition(self.separator)
-        for rule in self.rules:
-            if match := re.fullmatch(rule.pattern, module):
-                variables = self.variables["bn" if rule.layout == "bn" else "other"]
-                if leaf not in variables:
-                    return None
-                layer = rule.target.format(*map(_Number, match.groups()))
-                return f"{layer}/{variables[leaf]}", rule.layout, rule.stream
-        return None
+#: What is read.
+KNOWN = (
+    "ResNet-18, -34, -50, -101 of torchvision, timm, TSM, MotionSqueeze, SELFY or KerasHub; MobileNet-V2 of "
+    "torchvision, timm or TSM; I3D in Flax or PyTorch; torchvision's GoogLeNet"
+)
 
 
 def strip(tensors):
@@ -172,38 +108,46 @@ def strip(tensors):
 
 def describe(kind, tensors, path):
     """The :class:`Origin` of a file's stripped tensors; raises ConfigError for a model that is not known here."""
-    separator = "." if kind == "torch" else "/"
-    modules = {name.rpartition(separator)[0] for name in tensors}
+    modules = {name.rpartition(KINDS[kind].separator)[0] for name in tensors}
     for pattern, reason in REFUSED.items():
         if any(re.fullmatch(pattern, module) for module in modules):
             raise ConfigError(f"{path} holds {reason}")
+    origin = _describe_resnet(kind, modules, tensors) or describe_i3d(kind, modules, tensors)
+    if origin is None and kind == "torch":
+        origin = describe_mobilenet(modules, tensors)
+    if origin is None and any(module.startswith(("layers/", "backbone/layers/")) for module in modules):
+        raise ConfigError(
+            f"{path} names no layers, as files of older versions of Keras: load it with the code that made it and save "
+            "it again with a newer Keras (model.save_weights)"
+        )
+    if origin is None:
+        raise ConfigError(
+            f"{path} holds no model that is known here ({KNOWN}). Its first names: {', '.join(list(tensors)[:4])}"
+        )
+    return origin
+
+
+def _describe_resnet(kind, modules, tensors):
+    """The :class:`Origin` of a ResNet's tensors, or None."""
     stage = r"layer(\d)\.(\d+)\.(\S+)" if kind == "torch" else r"stack(\d)_block(\d+)_(\S+)"
     parts = [match.groups() for module in modules if (match := re.fullmatch(stage, module))]
     counts = Counter(number for number, _ in {part[:2] for part in parts})
     depths = tuple(counts[number] for number in sorted(counts))
     bottleneck = any(layer in ("conv3", "3_conv") for *_, layer in parts)
     backbone = next((name for name, form in RESNETS.items() if form == (depths, bottleneck)), None)
-    if backbone is None and any(module.startswith(("layers/", "backbone/layers/")) for module in modules):
-        raise ConfigError(
-            f"{path} names no layers, as files of older versions of Keras: load it with the code that made it and save "
-            "it again with a newer Keras (model.save_weights)"
-        )
     if backbone is None:
-        raise ConfigError(
-            f"{path} holds no model that is known here (ResNet-18, -34, -50, -101 of torchvision, timm, TSM, "
-            f"MotionSqueeze, SELFY or KerasHub). Its first names: {', '.join(list(tensors)[:4])}"
-        )
+        return None
     if kind == "keras":
         classes = len(tensors["predictions/1"]) if "predictions/1" in tensors else None
-        return Origin("KerasHub", backbone, None, classes, None, {}, KERAS_HUB, KERAS_VARIABLES, "/")
-    return _describe_torch(backbone, bottleneck, parts, modules, tensors)
+        return Origin("KerasHub", backbone, kind, KERAS_HUB, classes)
+    return _describe_torch_resnet(backbone, bottleneck, parts, modules, tensors)
 
 
-def _describe_torch(backbone, bottleneck, parts, modules, tensors):
+def _describe_torch_resnet(backbone, bottleneck, parts, modules, tensors):
     """Tells the codes that share torchvision's names for a ResNet apart."""
     blocks = frozenset(f"res{int(number) + 1}_{position}" for number, position, _ in parts)
     wrapped = frozenset(f"res{int(number) + 1}_{position}" for number, position, layer in parts if layer == "conv1.net")
-    head = next((name for name in ("new_fc", "fc", "fc1") if name in modules), None)
+    head, classes = find_head(modules, tensors, ("new_fc", "fc", "fc1"))
     code, shifted, block = "torchvision or timm", None, None
     if any(module.startswith("selfy.") for module in modules):
         code, shifted, block = "SELFY", blocks, "selfy"
@@ -220,39 +164,6 @@ def _describe_torch(backbone, bottleneck, parts, modules, tensors):
         count = fused.shape[1] // fused.shape[0]
         settings["temporal_offsets"] = tuple(range(-(count // 2), count - count // 2))
     rules = RESNET + (BOTTLENECK if bottleneck else BASIC) + SELFY + MOTION_SQUEEZE
-    classes = len(tensors[f"{head}.weight"]) if head else None
-    return Origin(code, backbone, shifted, classes, block, settings, rules)
-
-
-def arrange(value, layout):
-    """PyTorch's layout (out, in, …) → Keras'; None where the number of axes does not fit the layout."""
-    if layout == "bn":
-        return value if value.ndim == 1 else None
-    if value.ndim == 1:
-        return value  # a bias
-    if layout == "linear":
-        value = value.reshape(value.shape[:2]) if value.shape[2:].count(1) == value.ndim - 2 else value
-        return value.T if value.ndim == 2 else None
-    if value.ndim == 5 and value.shape[2] == 1:
-        value = value[:, :, 0]  # a 3-D kernel of one frame
-    if value.ndim != 4:
-        return None
-    # Depthwise kernels are (channel, 1, …), transposed ones (in, out, …).
-    return value.transpose((2, 3, 1, 0) if layout == "conv" else (2, 3, 0, 1))
-
-
-def swap_shifted(value, stream):
-    """Exchanges the stream's first eighth of channels with its second.
-
-    A shift that takes the first from the past and the second from the future is then one that takes the first from the
-    future and the second from the past, as here: the same function with other names for the channels.
-    """
-    for side in stream.split():
-        if side == "in" and value.ndim == 1:
-            continue  # a bias
-        axis = {"in": -2, "out": -1}[side]
-        part = value.shape[axis] // SHIFT_DIVISOR
-        order = np.arange(value.shape[axis])
-        order[: 2 * part] = np.roll(order[: 2 * part], part)
-        value = np.take(value, order, axis)
-    return value
+    # TSM shifts in every second block of its ResNet-101.
+    section = {"shift_every": 2} if shifted and len(shifted) < len(blocks) else {}
+    return Origin(code, backbone, "torch", rules, classes, shifted, section, block, settings, UNUSED)

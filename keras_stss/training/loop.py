@@ -69,8 +69,14 @@ def train(config, name, stream=sys.stdout):
 def _with_absolute_paths(config):
     """The config as its run keeps it: a run is evaluated and continued from any working directory."""
     data = config.data.model_copy(update={"root": os.path.abspath(config.data.root)})
-    files = {key: value and os.path.abspath(value) for key, value in config.model if key in ("init", "pretrained")}
-    return config.model_copy(update={"data": data, "model": config.model.model_copy(update=files)})
+    members = tuple(_with_absolute_files(member) for member in config.model.ensemble)
+    model = _with_absolute_files(config.model).model_copy(update={"ensemble": members})
+    return config.model_copy(update={"data": data, "model": model})
+
+
+def _with_absolute_files(network):
+    files = {key: value and os.path.abspath(value) for key, value in network if key in ("init", "pretrained")}
+    return network.model_copy(update=files)
 
 
 def _train_one(config, folder, stream, strategy=None):
@@ -135,7 +141,7 @@ class _Training:
             f"{self.model.count_params():,}", self.config.train.epochs, self.steps_per_epoch,
             self.strategy.num_replicas_in_sync,
         )  # fmt: skip
-        if self.config.model.insert:
+        if self.config.model.insert or self.config.model.ensemble:
             log_native_status()
         with ProgressLine(self.total_steps, self.state["step"], self.stream) as progress, self.unreadable.explained():
             self.writer = tf.summary.create_file_writer(str(self.run.events))
