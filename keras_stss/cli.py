@@ -119,7 +119,8 @@ def _parser():
 
     convert = commands.add_parser("convert", help="make a .keras file of another code base's weights")
     convert.add_argument(
-        "source", help="weights of torchvision, timm, TSM, MotionSqueeze, SELFY (.pth, .safetensors) or KerasHub (.h5)"
+        "source",
+        help="weights of torchvision, timm, TSM, MotionSqueeze, SELFY (.pth, .safetensors), KerasHub (.h5) or I3D",
     )
     convert.add_argument("output", help=".keras file to write; model.pretrained and load_model read it")
     convert.add_argument("--config", help="config whose model is to get the weights (default: the file's own model)")

@@ -61,8 +61,8 @@ class NetworkConfig(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     pretrained: str | None = Field(
         None,
-        description="weights to start from: a file of torchvision, timm, KerasHub, TSM, MotionSqueeze or SELFY, what "
-        "convert makes of one, or a run directory (head left out if it differs)",
+        description="weights to start from: a file of torchvision, timm, KerasHub, TSM, MotionSqueeze, SELFY or I3D, "
+        "what convert makes of one, or a run directory (head left out if it differs)",
     )
     pretrained_strict: bool = Field(False, description="refuse pretrained weights that do not fit in every part")
 
