@@ -48,16 +48,13 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "mine.keras")(clip), model(clip))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_a_config_has_its_header(path):
-    config = load_config(path)
+    load_config(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     for word in ("Paper:", "Expected:", "Duration:", "Command:"):
         assert any(line.startswith(f"# {word}") for line in lines), word
-    named = set(re.findall(r"--config (\S+)", "\n".join(line for line in lines if line.startswith("#"))))
-    assert named <= {path.name for path in CONFIGS}
-    # The models of an ensemble are trained apart.
-    assert len(named) == len(config.model.ensemble) if config.model.ensemble else path.name in named
+    assert f"--config {path.name}" in "\n".join(line for line in lines if line.startswith("#"))
 
 
 def test_papers_recipe():

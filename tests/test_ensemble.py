@@ -1,12 +1,17 @@
 """Ensembles: which frames each member sees, what comes of the scores, and one model with one set of names."""
 
+import json
+import shutil
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from conftest import VALIDATION
 from test_models import clips
 
+from keras_stss.cli import main
 from keras_stss.config import load_config
 from keras_stss.layers.sample_frames import MeanScores, SampleFrames
 from keras_stss.models import build_model, ensemble, load_model, load_pretrained, transfer_weights
@@ -161,6 +166,16 @@ def test_file_round_trip(folder):
     assert transfer_weights(loaded, twin)[1] == []
     np.testing.assert_array_equal(twin(clips()), model(clips()))
     assert len(load_pretrained(twin, folder / "best.keras", strict=True).matched) == len(model.weights)
+
+
+def test_a_folder_with_an_ensemble_is_a_run(trained_run, tmp_path, capsys):
+    """As docs/models.md says: with the config and the labels of the member that sees most frames."""
+    alone = load_model(trained_run)
+    for name in ("config.yaml", "labels.json"):
+        shutil.copy(trained_run / name, tmp_path)
+    ensemble([(alone, 2), (alone, 4)]).save(tmp_path / "best.keras")
+    assert main(["evaluate", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["clips"] == VALIDATION
 
 
 def test_the_ensemble_learns(folder):
