@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from keras_stss.config import ConfigError, list_keys, load_config
+from keras_stss.config import ConfigError, DataConfig, list_keys, load_config, parse_config
 
 #: Exit codes: what the user can mend, and an interrupted command.
 MENDABLE = 2
@@ -92,6 +92,20 @@ def _parser():
     synthetic.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels (default: 0)")
     synthetic.add_argument("--json", action="store_true", help="print the summary as JSON")
     synthetic.set_defaults(command=_prepare_synthetic)
+    for name in DataConfig.model_fields["format"].annotation.__args__:
+        check = sets.add_parser(name, help=f"check a download: data.format={name}")
+        check.add_argument("root", help="folder of the data set")
+        check.add_argument("overrides", nargs="*", metavar="key.path=value", help="data.… keys, as in a config")
+        check.add_argument(
+            "--depth", choices=["files", "packets", "frames"], default="packets",
+            help="how far to look: is each clip there; its packets and first frame; every frame (default: packets)",
+        )  # fmt: skip
+        check.add_argument("--samples", type=int, default=12, help="clips with pictures in the report (default: 12)")
+        check.add_argument(
+            "--out", metavar="DIR", help="folder for report.json, report.html (default: runs/NAME-report)"
+        )
+        check.add_argument("--json", action="store_true", help="print the report as JSON")
+        check.set_defaults(command=_prepare_data_set, format=name)
 
     evaluate = commands.add_parser(
         "evaluate", help="score a run's best model on its validation clips; writes evaluation.json and scores.npz too"
@@ -213,6 +227,24 @@ def _prepare_synthetic(options):
         if options.json
         else f"{summary['train']} training and {summary['validation']} validation clips in {summary['root']}"
     )
+
+
+def _prepare_data_set(options):
+    values = {"format": options.format, "root": options.root}
+    if options.format == "clips":
+        values["annotations"] = "clips.csv"
+    data = parse_config({"data": values}, "the command line", options.overrides).data
+    from keras_stss.data.annotations import check_there
+
+    check_there(data)
+    from keras_stss.data.prepare import check_data_set, progress
+    from keras_stss.data.report import summary_lines, write_report
+
+    with progress(sys.stderr) as advance:
+        report, strips = check_data_set(data, options.depth, samples=options.samples, advance=advance)
+    written = write_report(report, strips, options.out or Path("runs", f"{options.format}-report"))
+    print(json.dumps(report) if options.json else "\n".join([*summary_lines(report), f"report: {written[1]}"]))
+    return 0 if report["is_usable"] else MENDABLE
 
 
 def _evaluate(options):

@@ -130,6 +130,15 @@ class TestSomethingV2:
         for part in parts:
             assert part in text
 
+    def test_faults_of_all_lists_are_told_at_once(self, tmp_path):
+        write_v2(tmp_path, train=[{"id": "1"}], validation=[{"id": "1", "template": "Flying"}])
+        text = error_of(v2_config(tmp_path))
+        assert "train.json:2: an entry needs" in text and "validation.json:2: unknown label" in text
+
+    def test_label_given_twice(self, tmp_path):
+        write_v2(tmp_path, labels=f'{{"{LABELS[0]}": "0",\n"{LABELS[0]}": "1"}}')
+        assert "labels.json:2: the key 'Holding something' is given twice" in error_of(v2_config(tmp_path))
+
     def test_not_text(self, tmp_path):
         write_v2(tmp_path)
         (tmp_path / "something-something-v2-train.json").write_bytes(b"\xff\xfe\x00\x01")
@@ -276,6 +285,36 @@ class TestClips:
         data_set = read_annotations(write_clips(tmp_path, text))
         assert [clip.path for clip in data_set.train] == ["/clips/a.avi"]
         assert [clip.path for clip in data_set.validation] == [str(tmp_path / "b.avi")]
+
+    def test_parts_of_videos(self, tmp_path):
+        text = "path,label,Split,START,End\na.avi,x,train,,1.5\na.avi,x,train,1.5,3\nb.avi,x,val,0.25,\nc.avi,x,val,,\n"
+        data_set = read_annotations(write_clips(tmp_path, text))
+        assert [(clip.start, clip.end) for clip in data_set.train] == [(None, 1.5), (1.5, 3.0)]
+        assert [(clip.start, clip.end) for clip in data_set.validation] == [(0.25, None), (None, None)]
+        places = [clip.place.removeprefix(f"{tmp_path}/") for clip in (*data_set.train, *data_set.validation)]
+        assert places == ["a.avi [0-1.5 s]", "a.avi [1.5-3 s]", "b.avi [0.25- s]", "c.avi"]
+
+    def test_parts_of_a_video_stay_together_in_a_random_split(self, tmp_path):
+        rows = "".join(f"{video}.avi,x,{start},{start + 1}\n" for video in range(6) for start in range(4))
+        data_set = read_annotations(write_clips(tmp_path, "path,label,start,end\n" + rows))
+        held = {clip.path for clip in data_set.validation}
+        assert held and not held & {clip.path for clip in data_set.train}
+
+    @pytest.mark.parametrize(
+        ("row", "part"),
+        [
+            ("a.avi,x,2,1", "clips.csv:2: end must be after start. Received: start='2', end='1'"),
+            ("a.avi,x,1,1", "end must be after start"),
+            ("a.avi,x,-1,1", "start must be seconds"),
+            ("a.avi,x,0,nan", "end must be seconds"),
+            ("a.avi,x,0:10,", "start must be seconds"),
+            ("folder,x,0,1", "a folder of frames has no times"),
+            ("a.avi,x,0,1\n./a.avi,x,0.0,1.0", "clips.csv:3: duplicate path './a.avi'"),
+        ],
+    )
+    def test_faults_of_parts(self, tmp_path, row, part):
+        (tmp_path / "folder").mkdir()
+        assert part in error_of(write_clips(tmp_path, f"path,label,start,end\n{row}\n"))
 
     def test_file_missing(self, tmp_path):
         data = DataConfig(format="clips", root=str(tmp_path), annotations="no.csv")

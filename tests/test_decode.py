@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_stss.data import decode
+from keras_stss.data import frames as frames_module
+from keras_stss.data import video as video_module
 from keras_stss.data.decode import ClipError, read_frames
 
 CODECS = {"libx264": "mp4", "libvpx-vp9": "webm", "mpeg4": "avi", "mjpeg": "mkv"}
@@ -107,21 +108,23 @@ class TestVideos:
 
     def test_stops_after_the_last_wanted_frame(self, video, monkeypatch):
         decoded = []
-        to_rgb = decode._to_rgb
-        monkeypatch.setattr(decode, "_to_rgb", lambda frame, *rest: decoded.append(frame.pts) or to_rgb(frame, *rest))
+        to_rgb = video_module._to_rgb
+        monkeypatch.setattr(
+            video_module, "_to_rgb", lambda frame, *rest: decoded.append(frame.pts) or to_rgb(frame, *rest)
+        )
         read_frames(video, "video", lambda n: [2, 9])
         assert len(decoded) == 2
 
     def test_packets_without_a_frame(self, video, monkeypatch):
         """Where packets promise more frames than there are, the choice is made anew."""
-        monkeypatch.setattr(decode, "_scan", lambda *given, scan=decode._scan: (scan(*given)[0], 33))
+        monkeypatch.setattr(video_module, "_scan", lambda *given, scan=video_module._scan: (scan(*given)[0], 33))
         told = []
         frames = read_frames(video, "video", lambda n: told.append(n) or [0, n // 2, n - 1])
         assert told == [33, 30]
         assert indices_of(frames) == [0, 15, 29]
 
     def test_long_videos_are_read_twice(self, video, monkeypatch):
-        monkeypatch.setattr(decode, "_KEPT_BYTES", 500)
+        monkeypatch.setattr(video_module, "_KEPT_BYTES", 500)
         assert indices_of(read_all(video)) == list(range(30))
 
     @pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (-90, -1), (180, 2)])
@@ -244,7 +247,7 @@ class TestBrokenVideos:
         assert "damaged: frame" in reason_of(tmp_path / "b.mp4")
 
     def test_absurd_size(self, video, monkeypatch):
-        monkeypatch.setattr(decode, "MAX_PIXELS", 32 * 48 - 1)
+        monkeypatch.setattr(frames_module, "MAX_PIXELS", 32 * 48 - 1)
         assert "48x32 pixels" in reason_of(video)
 
     def test_mutated_files(self, tmp_path):
@@ -314,5 +317,5 @@ class TestFolders:
 
     def test_absurd_size(self, tmp_path, monkeypatch):
         path = write_frames(tmp_path / "frames", 1)
-        monkeypatch.setattr(decode, "MAX_PIXELS", 32 * 48 - 1)
+        monkeypatch.setattr(frames_module, "MAX_PIXELS", 32 * 48 - 1)
         assert "48x32 pixels" in reason_of(path, "frames")

@@ -119,13 +119,13 @@ def load_config(name, overrides=()):
         raise ConfigError(
             f"{path} must hold the sections {', '.join(Config.model_fields)}. Received: {type(values).__name__}"
         )
+    return parse_config(values, str(path), overrides)
+
+
+def parse_config(values, source="config", overrides=()):
+    """Checks a nested dictionary after ``"key.path=value"`` overrides; raises :class:`ConfigError`."""
     for override in overrides:
         _apply_override(values, override)
-    return parse_config(values, source=str(path))
-
-
-def parse_config(values, source="config"):
-    """Checks a nested dictionary against the schema; raises :class:`ConfigError`."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -1,97 +1,82 @@
 """Clips -> batches: the endless training stream, the finite evaluation stream, and one clip for prediction.
 
 Every random draw of training is a function of (seed, position) alone, so that the stream does not depend on the number
-of threads, and a run that continues from a position sees the very same batches.
+of threads or shards, and a run that continues from a position sees the very same batches.
 """
 
-import atexit
-import contextlib
-import logging
+import dataclasses
 import threading
-import time
 
 import numpy as np
 import tensorflow as tf
 
 from keras_stss.config import DataConfig
+from keras_stss.data import decode
 from keras_stss.data.annotations import Clip, DataError
-from keras_stss.data.augment import center_view, may_flip, random_view
-from keras_stss.data.decode import ClipError, read_frames
-from keras_stss.data.sample import segment_indices
+from keras_stss.data.augment import (
+    Mix,
+    center_view,
+    center_window,
+    crop_views,
+    cut,
+    finish_view,
+    fit,
+    fold,
+    may_flip,
+    mix_draw,
+    mix_pairs,
+    training_view,
+    training_window,
+)
+from keras_stss.data.calls import calls
+from keras_stss.data.decode import ClipError
+from keras_stss.data.sample import clip_indices
+from keras_stss.data.shards import shard_numbers, shard_rows
+from keras_stss.data.unreadable import TooManyUnreadable, Unreadable
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "Mix",
+    "Protocol",
+    "TooManyUnreadable",
+    "Unreadable",
+    "evaluation_stream",
+    "read_clip",
+    "training_stream",
+]
 
 # What a random generator is for; keeps their streams apart.
-_ORDER, _SEGMENTS, _VIEW = range(3)
-_SHOWN = 5
+_ORDER, _SEGMENTS, _VIEW, _STAND_IN, _TEST = range(5)
+# What a view's seed is folded with for the mixing and for a second view; the augmentations use lower numbers.
+_MIX, _SECOND = 16, 32
+_LARGE = 150_000  # pixels; of larger frames, only the part that is shown is decoded
 
 
-class TooManyUnreadable(DataError):
-    """More clips than ``data.max_unreadable`` allows cannot be read."""
-
-
-class Unreadable:
-    """The clips of a set that could not be read: path -> reason. Safe to use from many threads.
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What a model is tested on: V = clips * crops views of each video, whose scores are averaged.
 
     Args:
-        clips: the set, over which the share is taken.
-        max_share: ``data.max_unreadable``, from 0 to 1. A set without any readable clip is always too much.
+        clips: clips of a video, spread evenly (see :func:`keras_stss.data.sample.clip_indices`).
+        crops: 1, 3, 5 or 10 of each (see :func:`keras_stss.data.augment.crop_views`).
+        random: draw the clips as in training instead; the draws are a function of the seed and of the video's index.
+        seed: of the draws, not negative.
     """
 
-    def __init__(self, clips: list[Clip], max_share: float):
-        self.total = len({clip.path for clip in clips})
-        self.max_share = max_share
-        self._reasons = {}
-        self._lock = threading.Lock()
+    clips: int = 1
+    crops: int = 1
+    random: bool = False
+    seed: int = 0
 
-    def __len__(self):
-        return len(self._reasons)
-
-    def __contains__(self, path):
-        return path in self._reasons
+    def __post_init__(self):
+        if self.clips < 1 or self.crops not in (1, 3, 5, 10):
+            raise ValueError(
+                f"clips must be at least 1, and crops 1, 3, 5 or 10. Received: clips={self.clips}, crops={self.crops}"
+            )
 
     @property
-    def reasons(self) -> dict[str, str]:
-        """A copy: path -> reason, in the order in which they were found."""
-        with self._lock:
-            return dict(self._reasons)
-
-    def restore(self, reasons: dict[str, str]):
-        """Takes over what was found before a run was interrupted."""
-        with self._lock:
-            self._reasons = {**reasons, **self._reasons}
-
-    def record(self, path: str, reason: str):
-        """Notes a clip, logs it the first time, and raises as :meth:`check` does."""
-        with self._lock:
-            is_new = path not in self._reasons
-            self._reasons.setdefault(path, reason)
-        if is_new:
-            logger.warning("unreadable clip left out: %s: %s", path, reason)
-        self.check()
-
-    def check(self):
-        """Raises :class:`TooManyUnreadable` where more than the allowed share is unreadable."""
-        reasons = self.reasons
-        count = len(reasons)
-        if not count or (count / self.total <= self.max_share and count < self.total):
-            return
-        shown = [f"  {path}: {reason}" for path, reason in list(reasons.items())[:_SHOWN]]
-        if count > len(shown):
-            shown.append(f"  and {count - len(shown)} more")
-        raise TooManyUnreadable(
-            f"{count} of {self.total} clips cannot be read ({count / self.total:.1%}); "
-            f"data.max_unreadable={self.max_share:g} allows {self.max_share:.1%}\n" + "\n".join(shown)
-        )
-
-    @contextlib.contextmanager
-    def explained(self):
-        """Around the use of a stream: where it fails because of unreadable clips, raises what :meth:`check` does."""
-        try:
-            yield
-        except tf.errors.OpError:
-            self.check()
-            raise
+    def views(self):
+        """V, views of a video."""
+        return self.clips * self.crops
 
 
 def training_stream(
@@ -102,6 +87,10 @@ def training_stream(
     seed: int,
     start: int = 0,
     registry: Unreadable | None = None,
+    *,
+    shard: tuple[int, int] | None = None,
+    views: int = 1,
+    mix: Mix | None = None,
 ) -> tf.data.Dataset:
     """Random views without end.
 
@@ -109,94 +98,81 @@ def training_stream(
     ``position`` of its last batch + 1. An unreadable clip is recorded and left out before batching, so batches are
     always full.
 
+    The shards of a step together are the batch of the whole stream, row for row. There, an unreadable clip is not left
+    out, or the shards would fall out of step: another clip, drawn for its position, stands in for it.
+
     Args:
         clips: the N training clips.
         labels: label texts; a clip whose text names a side or a turn is not mirrored.
-        data: frames, resize, crop, scales, flip, workers and max_unreadable are read.
-        batch_size: B.
+        data: frames, sampling, resize, crop, scales, flip, augment, workers and max_unreadable are read.
+        batch_size: B, over all shards.
         seed: not negative.
-        start: first position.
+        start: first position; with shards, the same for all of them.
         registry: where unreadable clips are noted (default: one of its own).
+        shard: (index, count): this stream gives part ``index`` of each batch (see :mod:`keras_stss.data.shards`).
+        views: V, random views of the same frames of each clip; Twins Training takes 2. The first is that of a stream
+            with one view.
+        mix: mixup or CutMix of neighbouring rows, after all else. Shards mix as the whole batch does where the parts
+            are of even size.
 
     Returns:
-        A dataset of ``{"frames": uint8 (B, T, crop, crop, 3), "label": int32 (B,), "position": int64 (B,)}``. Where too
-        many clips are unreadable, iterating raises a ``tf.errors.OpError``; ``registry.check()`` then raises the
-        :class:`TooManyUnreadable` behind it.
+        A dataset of ``{"frames": uint8 (B, T, crop, crop, 3), "label": int32 (B,), "position": int64 (B,)}``; with more
+        than one view frames are (B, V, T, crop, crop, 3); with ``mix`` there is ``"target": float32 (B, K)`` as well,
+        the weights of the labels. Where too many clips are unreadable, iterating raises a ``tf.errors.OpError``;
+        ``registry.check()`` then raises the :class:`TooManyUnreadable` behind it.
     """
     if not clips:
         raise DataError("there is no training clip")
     registry = registry if registry is not None else Unreadable(clips, data.max_unreadable)
-    may_mirror = [data.flip and may_flip(text) for text in labels]
-    order = _Order(len(clips), seed)
-
-    def load(position):
-        clip = clips[order.clip(int(position))]
-        frames = _frames_or_none(clip, data, registry, (seed, _SEGMENTS, int(position)))
-        view_seed = np.random.default_rng((seed, _VIEW, int(position))).integers(2**31, size=2)
-        return *_readable(frames, data), np.int32(clip.label), view_seed, np.bool_(may_mirror[clip.label])
-
-    def sample(position):
-        types = (tf.uint8, tf.bool, tf.int32, tf.int64, tf.bool)
-        frames, is_readable, label, view_seed, flip = tf.numpy_function(_calls.guard(load), [position], types)
-        frames, view_seed = tf.ensure_shape(frames, [data.frames, None, None, 3]), tf.ensure_shape(view_seed, [2])
-        flip = tf.ensure_shape(flip, [])
-        view = random_view(frames, view_seed, data.resize, data.crop, data.scales, flip)
-        return tf.ensure_shape(is_readable, []), {
-            "frames": view,
-            "label": tf.ensure_shape(label, []),
-            "position": position,
-        }
-
-    positions = tf.data.Dataset.counter(start)
-    return _read(positions, sample, data).batch(batch_size, drop_remainder=True).prefetch(2)
+    source = _Training(clips, labels, data, seed, registry, stands_in=shard is not None, views=views, mix=mix)
+    if shard is None:
+        positions, rows = tf.data.Dataset.counter(start), batch_size
+    else:
+        positions = shard_numbers(batch_size, shard).map(lambda number: start + number)
+        rows = shard_rows(batch_size, shard)[1]
+    batches = _read(positions, source.sample, data).batch(rows, drop_remainder=True)
+    if mix is not None:
+        batches = batches.map(lambda batch: _mixed(batch, len(labels)))
+    return batches.prefetch(2)
 
 
 def evaluation_stream(
-    clips: list[Clip], data: DataConfig, batch_size: int, registry: Unreadable | None = None
+    clips: list[Clip],
+    data: DataConfig,
+    batch_size: int,
+    registry: Unreadable | None = None,
+    *,
+    protocol: Protocol | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> tf.data.Dataset:
-    """The centre view of every clip, once and in order.
+    """The testing views of every clip, once and in order.
 
-    An unreadable clip is recorded and left out. The last batch is filled up with zeros, index -1 and weight 0, so that
-    shapes are static.
+    An unreadable clip is recorded and left out; in a shard, its row stays and counts as filled up. The last batch is
+    filled up with zeros, index -1 and weight 0, so that shapes are static and all shards have the same number of steps.
 
     Args:
         clips: the clips to test on.
-        data: frames, resize, crop, workers and max_unreadable are read.
-        batch_size: B.
+        data: frames, sampling, resize, crop, workers and max_unreadable are read.
+        batch_size: B, over all shards.
         registry: where unreadable clips are noted (default: one of its own).
+        protocol: :class:`Protocol` (default: one clip, centre crop).
+        shard: (index, count): this stream gives part ``index`` of each batch (see :mod:`keras_stss.data.shards`).
 
     Returns:
         A dataset of ``{"frames": uint8 (B, T, crop, crop, 3), "label": int32 (B,), "index": int64 (B,) into clips,
-        "weight": float32 (B,)}``. Too many unreadable clips: as in :func:`training_stream`.
+        "weight": float32 (B,)}``; where the protocol has V > 1 views, frames are (B, V, T, crop, crop, 3), clip by
+        clip. Too many unreadable clips: as in :func:`training_stream`.
     """
     if not clips:
         raise DataError("there is no clip to evaluate")
     registry = registry if registry is not None else Unreadable(clips, data.max_unreadable)
-
-    def load(index):
-        clip = clips[int(index)]
-        frames = _frames_or_none(clip, data, registry)
-        return *_readable(frames, data), np.int32(clip.label)
-
-    def sample(index):
-        frames, is_readable, label = tf.numpy_function(_calls.guard(load), [index], (tf.uint8, tf.bool, tf.int32))
-        frames = tf.ensure_shape(frames, [data.frames, None, None, 3])
-        return tf.ensure_shape(is_readable, []), {
-            "frames": center_view(frames, data.resize, data.crop),
-            "label": tf.ensure_shape(label, []),
-            "index": index,
-            "weight": tf.constant(1.0),
-        }
-
-    def fill(batch):
-        missing = batch_size - tf.shape(batch["index"])[0]
-        return {
-            name: tf.ensure_shape(_fill(values, missing, -1 if name == "index" else 0), [batch_size, *values.shape[1:]])
-            for name, values in batch.items()
-        }
-
-    indices = tf.data.Dataset.range(len(clips))
-    return _read(indices, sample, data).batch(batch_size).map(fill).prefetch(2)
+    source = _Testing(clips, data, registry, protocol or Protocol(), keeps_rows=shard is not None)
+    if shard is None:
+        indices, rows = tf.data.Dataset.range(len(clips)), batch_size
+    else:
+        indices = shard_numbers(batch_size, shard, steps=-(-len(clips) // batch_size))
+        rows = shard_rows(batch_size, shard)[1]
+    return _read(indices, source.sample, data).batch(rows).map(lambda batch: _filled(batch, rows)).prefetch(2)
 
 
 def read_clip(path: str, kind: str, data: DataConfig) -> np.ndarray:
@@ -205,7 +181,7 @@ def read_clip(path: str, kind: str, data: DataConfig) -> np.ndarray:
     Args:
         path: video file or folder of frames.
         kind: ``"video"`` or ``"frames"``.
-        data: frames, resize and crop are read.
+        data: frames, sampling, resize and crop are read.
 
     Returns:
         uint8 array (T, crop, crop, 3).
@@ -213,61 +189,93 @@ def read_clip(path: str, kind: str, data: DataConfig) -> np.ndarray:
     Raises:
         ClipError: where the clip cannot be read, with the reason.
     """
-    frames = _read_segments(path, kind, data)
+    frames = _read_sampled(Clip(path, path, 0, kind), data, 1, None, None)
     with tf.device("CPU:0"):
         return center_view(frames, data.resize, data.crop).numpy()
 
 
-class _Calls:
-    """Python calls of all streams under way, so that they end before the interpreter does.
+class _Training:
+    """Positions -> samples of training."""
 
-    A thread of TensorFlow that comes back for the interpreter's lock when the interpreter is going down never returns,
-    and the process waits for it for ever. So at exit new calls fail at once, which fills the buffers of a stream that
-    somebody still holds, and the last running ones are waited for.
-    """
+    def __init__(self, clips, labels, data, seed, registry, stands_in, views, mix):
+        self.clips, self.data, self.seed, self.registry = clips, data, seed, registry
+        self.stands_in, self.views, self.mix = stands_in, views, mix
+        self.may_mirror = [data.flip and may_flip(text) for text in labels]
+        self.order = _Order(len(clips), seed)
+        self.window = _compiled(lambda size, view_seed: training_window(size, view_seed, data), tf.int64)
 
-    _QUIET_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 60
+    def load(self, position):
+        position = int(position)
+        view_seed = np.random.default_rng((self.seed, _VIEW, position)).integers(2**31, size=2)
+        # Several views show several parts.
+        part = _Part((lambda size: self.window(size, view_seed)) if self.views == 1 else None)
+        for clip in self._candidates(position):
+            frames = _frames_or_none(clip, self.data, self.registry, 1, (self.seed, _SEGMENTS, position), part)
+            if frames is not None:
+                break
+        flip = np.bool_(self.may_mirror[clip.label])
+        return *_readable(frames, self.data.frames, part), np.int32(clip.label), view_seed, flip
 
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._running, self._last, self._is_closing = 0, 0.0, False
-        atexit.register(self._close)
+    def _candidates(self, position):
+        yield self.clips[self.order.clip(position)]
+        generator = np.random.default_rng((self.seed, _STAND_IN, position))
+        while self.stands_in:
+            self.registry.check()  # ends where no clip can be read
+            yield self.clips[generator.integers(len(self.clips))]
 
-    def guard(self, function):
-        """The function as one that counts as a call."""
-
-        def guarded(*arguments):
-            with self._one():
-                return function(*arguments)
-
-        return guarded
-
-    @contextlib.contextmanager
-    def _one(self):
-        with self._lock:
-            self._last = time.monotonic()
-            if self._is_closing:
-                raise RuntimeError("the interpreter is shutting down")
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running -= 1
-                self._last = time.monotonic()
-
-    def _close(self):
-        with self._lock:
-            self._is_closing = True
-        give_up = time.monotonic() + self._LONGEST_WAIT_SECONDS
-        while time.monotonic() < give_up:
-            with self._lock:
-                if not self._running and time.monotonic() - self._last > self._QUIET_SECONDS:
-                    return
-            time.sleep(0.02)
+    def sample(self, position):
+        types = (tf.uint8, tf.bool, tf.int32, tf.int32, tf.int64, tf.bool)
+        frames, is_readable, place, label, seed, flip = tf.numpy_function(calls.guard(self.load), [position], types)
+        frames, seed = tf.ensure_shape(frames, [self.data.frames, None, None, 3]), tf.ensure_shape(seed, [2])
+        place, flip = tf.ensure_shape(place, [4]), tf.ensure_shape(flip, [])
+        if self.views == 1:
+            window = training_window(place[:2], seed, self.data)
+            view = finish_view(_cut_part(frames, window, place), seed, self.data, flip)
+        else:
+            seeds = [seed, *(fold(seed, _SECOND + number) for number in range(self.views - 1))]
+            view = tf.stack([training_view(frames, each, self.data, flip) for each in seeds])
+        values = {"frames": view, "label": tf.ensure_shape(label, []), "position": position}
+        if self.mix is not None:
+            values |= mix_draw(fold(seed, _MIX), self.mix, self.data.crop)
+        return tf.ensure_shape(is_readable, []), values
 
 
-_calls = _Calls()
+class _Testing:
+    """Indices of clips -> samples of testing."""
+
+    def __init__(self, clips, data, registry, protocol, keeps_rows):
+        self.clips, self.data, self.registry, self.protocol = clips, data, registry, protocol
+        self.keeps_rows = keeps_rows
+        self.window = _compiled(lambda size: center_window(size, data.resize, data.crop))
+
+    def load(self, index):
+        frames, label, protocol = None, 0, self.protocol
+        part = _Part(self.window if protocol.crops == 1 else None)
+        if index < len(self.clips):  # not a row that fills up the last batch
+            clip = self.clips[int(index)]
+            entropy = (protocol.seed, _TEST, int(index)) if protocol.random else None
+            frames = _frames_or_none(clip, self.data, self.registry, protocol.clips, entropy, part)
+            label = clip.label if frames is not None else 0
+        return *_readable(frames, self.data.frames * protocol.clips, part), np.int32(label)
+
+    def sample(self, index):
+        types, crop = (tf.uint8, tf.bool, tf.int32, tf.int32), self.data.crop
+        frames, is_readable, place, label = tf.numpy_function(calls.guard(self.load), [index], types)
+        count, is_readable = self.data.frames * self.protocol.clips, tf.ensure_shape(is_readable, [])
+        frames, place = tf.ensure_shape(frames, [count, None, None, 3]), tf.ensure_shape(place, [4])
+        if self.protocol.crops == 1:
+            window = center_window(place[:2], self.data.resize, crop)
+            views = fit(_cut_part(frames, window, place), crop)[None]
+        else:
+            views = crop_views(frames, self.data.resize, crop, self.protocol.crops)
+        views = tf.reshape(views, [self.protocol.crops, self.protocol.clips, self.data.frames, crop, crop, 3])
+        views = tf.reshape(tf.transpose(views, [1, 0, 2, 3, 4, 5]), [-1, *views.shape[2:]])  # (V, T, crop, crop, 3)
+        return tf.logical_or(is_readable, self.keeps_rows), {
+            "frames": views if self.protocol.views > 1 else views[0],
+            "label": tf.ensure_shape(label, []),
+            "index": tf.where(is_readable, index, -1),
+            "weight": tf.cast(is_readable, tf.float32),
+        }
 
 
 class _Order:
@@ -299,30 +307,91 @@ def _read(positions, sample, data):
     return readable.with_options(options)
 
 
-def _read_segments(path, kind, data, entropy=None):
-    # A generator for each choice: the decoder may ask again with another number of frames.
-    return read_frames(
-        path,
-        kind,
-        lambda n: segment_indices(n, data.frames, None if entropy is None else np.random.default_rng(entropy)),
-    )
+def _read_sampled(clip, data, clips, entropy, window):
+    """The frames of some clips of a video, one clip after the other; each frame is decoded once."""
+    places = None
+
+    def choose(n):
+        nonlocal places
+        # A generator for each choice: the decoder may ask again with another number of frames.
+        generator = None if entropy is None else np.random.default_rng(entropy)
+        indices = clip_indices(n, data.frames, data.sampling, clips, generator)
+        wanted, places = np.unique(indices.reshape(-1), return_inverse=True)
+        return wanted
+
+    frames = decode.read_clip(clip, choose, window)
+    is_in_order = np.array_equal(places, np.arange(len(frames)))
+    return frames if is_in_order else frames[places]
 
 
-def _frames_or_none(clip, data, registry, entropy=None):
-    if clip.path in registry:
+def _frames_or_none(clip, data, registry, clips, entropy, window):
+    if clip.place in registry:
         return None
     try:
-        return _read_segments(clip.path, clip.kind, data, entropy)
+        return _read_sampled(clip, data, clips, entropy, window)
     except ClipError as error:
-        registry.record(clip.path, str(error))
+        registry.record(clip.place, str(error))
     return None
 
 
-def _readable(frames, data):
-    """(frames, whether there are any): the smallest stand-in where there are none."""
+def _readable(frames, count, part):
+    """(frames, whether there are any, where they lie): the smallest stand-in where there are none."""
     if frames is None:
-        return np.zeros((data.frames, 1, 1, 3), np.uint8), np.bool_(False)
-    return frames, np.bool_(True)
+        return np.zeros((count, 1, 1, 3), np.uint8), np.bool_(False), np.array([1, 1, 0, 0], np.int32)
+    return frames, np.bool_(True), np.array([*part.size, *part.origin], np.int32)
+
+
+class _Part:
+    """Has only that part of large frames decoded that a view shows, and notes which.
+
+    For small frames it takes longer to find the part than to decode the rest.
+
+    Args:
+        window: function of (height, width) that gives the window, or None: the whole frame is wanted.
+    """
+
+    def __init__(self, window):
+        self.window, self.size, self.origin = window, None, None
+
+    def __call__(self, height, width):
+        is_small = height * width < _LARGE
+        window = None if is_small or self.window is None else self.window((height, width))
+        self.size, self.origin = (height, width), (0, 0) if window is None else window[:2]
+        return window
+
+
+def _cut_part(frames, window, place):
+    """The window's part of frames that begin at place[2:] (top, left) of frames of the size place[:2]."""
+    return cut(frames, window - tf.concat([place[2:], [0, 0]], 0))
+
+
+def _compiled(window, *seed_types):
+    """A function of a frame's size (and a seed) as one that Python calls: it gives four whole numbers."""
+    signature = [tf.TensorSpec([2], tf.int32), *(tf.TensorSpec([2], each) for each in seed_types)]
+    function = tf.function(window, input_signature=signature).get_concrete_function()
+
+    def call(size, *seeds):
+        with tf.device("CPU:0"):
+            size, *seeds = (tf.constant(each, spec.dtype) for each, spec in zip((size, *seeds), signature, strict=True))
+            return tuple(function(size, *seeds).numpy().tolist())
+
+    return call
+
+
+def _mixed(batch, classes):
+    batch = dict(batch)
+    targets = tf.one_hot(batch["label"], classes)
+    share, box = batch.pop("share"), batch.pop("box")
+    batch["frames"], batch["target"] = mix_pairs(batch["frames"], targets, share, box)
+    return batch
+
+
+def _filled(batch, rows):
+    missing = rows - tf.shape(batch["index"])[0]
+    return {
+        name: tf.ensure_shape(_fill(values, missing, -1 if name == "index" else 0), [rows, *values.shape[1:]])
+        for name, values in batch.items()
+    }
 
 
 def _fill(values, missing, with_value):

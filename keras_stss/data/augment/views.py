@@ -1,13 +1,20 @@
-"""Views of a clip: the crop, scale and mirror of training, and the centre view of testing.
+"""Views of a clip: the crop, scale and mirror of training, and the crops of testing.
 
 Stock TensorFlow operations that work eagerly, in ``tf.data`` and in an exported graph, on clips whose size is known or
-not. A crop is taken in the *resized* frame, as the papers describe it, but mapped to the clip's own pixels: those are
-cropped and resized once, and pixels that already have the right size are left as they are.
+not. Pixels are cropped and resized once, and those that already have the right size are left as they are.
 """
 
 import re
 
 import tensorflow as tf
+
+from keras_stss.data.augment.windows import (
+    center_window,
+    five_windows,
+    mirror_draw,
+    multi_scale_window,
+    side_windows,
+)
 
 # Letters on either side make another word (upright, copyright); digits, hyphens and underscores do not.
 _SIDES = re.compile(
@@ -44,16 +51,8 @@ def random_view(frames, seed, resize, crop, scales, flip):
     Returns:
         uint8 (T, crop, crop, 3).
     """
-    native, virtual = _sizes(frames, resize)
-    draws = tf.random.stateless_uniform([4], seed)
-    steps = sorted(scales)
-    pairs = [(h, w) for i, h in enumerate(steps) for j, w in enumerate(steps) if abs(i - j) <= 1]
-    pair = tf.gather(tf.constant(pairs, tf.float64), _pick(draws[0], len(pairs)))  # (2,)
-    short_side = tf.cast(tf.reduce_min(virtual), tf.float64)
-    box = tf.maximum(tf.cast(tf.floor(short_side * pair), tf.int32), 1)
-    view = _cut(frames, native, virtual, box, _pick(draws[1:3], virtual - box + 1), crop)
-    mirrored = tf.logical_and(flip, draws[3] < 0.5)
-    return tf.cond(mirrored, lambda: tf.reverse(view, [2]), lambda: view)
+    window = multi_scale_window(frame_size(frames), seed, resize, scales)
+    return mirror(fit(cut(frames, window), crop), seed, flip)
 
 
 def center_view(frames, resize, crop):
@@ -70,39 +69,62 @@ def center_view(frames, resize, crop):
     Returns:
         uint8 (T, crop, crop, 3).
     """
-    native, virtual = _sizes(frames, resize)
-    # The whole frame as the box of a frame of its own size: nothing to crop, nothing to resize.
-    virtual = tf.where(tf.reduce_all(native == crop), native, virtual)
-    box = tf.constant([crop, crop])
-    return _cut(frames, native, virtual, box, (virtual - box) // 2, crop)
+    return fit(cut(frames, center_window(frame_size(frames), resize, crop)), crop)
 
 
-def _sizes(frames, resize):
-    """Native and resized (height, width), int32 (2,) each."""
-    native = tf.shape(frames)[1:3]
-    if not isinstance(resize, int):
-        return native, tf.constant(list(resize), tf.int32)
-    short_side = tf.reduce_min(native)
-    # Rounded half up, in whole numbers.
-    return native, (2 * native * resize + short_side) // (2 * short_side)
+def crop_views(frames, resize, crop, crops):
+    """The testing views of a clip, as in the code of TSN and TSM.
+
+    - 1: :func:`center_view`.
+    - 3: squares as large as the short side of the resized frame, at the start, in the middle and at the end of its
+      longer side, scaled to ``crop`` x ``crop``.
+    - 5: squares of the size ``crop`` in the four corners and in the centre.
+    - 10: those five, then the five in the mirror. Labels that name a side mean something else there: such data sets
+      want at most 5.
+
+    Args:
+        frames: uint8 (T, H, W, 3).
+        resize: (height, width) in pixels, or the short side as one number (the aspect ratio is kept).
+        crop: side of the result in pixels.
+        crops: how many, 1, 3, 5 or 10.
+
+    Returns:
+        uint8 (crops, T, crop, crop, 3).
+    """
+    size = frame_size(frames)
+    if crops == 1:
+        windows = [center_window(size, resize, crop)]
+    elif crops == 3:
+        windows = side_windows(size, resize)
+    elif crops in (5, 10):
+        windows = five_windows(size, resize, crop)
+    else:
+        raise ValueError(f"crops must be 1, 3, 5 or 10. Received: crops={crops}")
+    views = tf.stack([fit(cut(frames, window), crop) for window in windows])
+    return tf.concat([views, tf.reverse(views, [3])], 0) if crops == 10 else views
 
 
-def _pick(draw, count):
-    """Uniform draws from [0, 1) -> whole numbers from 0 to count - 1."""
-    count = tf.cast(count, tf.float64)
-    return tf.cast(tf.minimum(tf.floor(tf.cast(draw, tf.float64) * count), count - 1), tf.int32)
+def frame_size(frames):
+    """Height and width, int32 (2,)."""
+    return tf.shape(frames)[1:3]
 
 
-def _cut(frames, native, virtual, box, offset, crop):
-    """The box (height, width) at offset (top, left) of the resized frame, as uint8 (T, crop, crop, 3)."""
-    ratio = tf.cast(native, tf.float64) / tf.cast(virtual, tf.float64)
-    start = tf.cast(tf.round(tf.cast(offset, tf.float64) * ratio), tf.int32)
-    size = tf.maximum(tf.cast(tf.round(tf.cast(box, tf.float64) * ratio), tf.int32), 1)
-    size = tf.minimum(size, native)
-    start = tf.minimum(start, native - size)
-    cut = frames[:, start[0] : start[0] + size[0], start[1] : start[1] + size[1], :]
-    view = tf.cond(tf.reduce_all(size == crop), lambda: cut, lambda: _resize(cut, crop))
+def cut(frames, window):
+    """The part of all frames that a window shows."""
+    top, left, height, width = tf.unstack(window)
+    return frames[:, top : top + height, left : left + width, :]
+
+
+def fit(frames, crop):
+    """Frames scaled to ``crop`` x ``crop``, uint8 (T, crop, crop, 3); such frames keep their pixels."""
+    view = tf.cond(tf.reduce_all(frame_size(frames) == crop), lambda: frames, lambda: _resize(frames, crop))
     return tf.ensure_shape(view, [frames.shape[0], crop, crop, 3])
+
+
+def mirror(view, seed, flip):
+    """The view or, where ``flip`` allows, for half of the seeds its mirror image."""
+    mirrored = tf.logical_and(flip, mirror_draw(seed) < 0.5)
+    return tf.cond(mirrored, lambda: tf.reverse(view, [2]), lambda: view)
 
 
 def _resize(frames, crop):

@@ -1,0 +1,34 @@
+"""Which rows of a batch a replica or worker makes.
+
+The rows of a batch are cut into contiguous parts, one a shard. Where their number is no multiple of the shards', some
+parts have one row more; all shards have the same number of steps.
+"""
+
+import tensorflow as tf
+
+
+def shard_rows(batch_size, shard):
+    """Rows of each batch that belong to a shard.
+
+    Args:
+        batch_size: B, rows of the whole batch.
+        shard: (index, count).
+
+    Returns:
+        (first row, number of rows).
+    """
+    index, count = shard
+    if not 0 <= index < count <= batch_size:
+        raise ValueError(
+            "shard must be (index, count) with index from 0 to count - 1, and count at most the batch size. "
+            f"Received: shard={tuple(shard)}, batch_size={batch_size}"
+        )
+    first, end = index * batch_size // count, (index + 1) * batch_size // count
+    return first, end - first
+
+
+def shard_numbers(batch_size, shard, steps=None):
+    """The rows of a shard, numbered through all batches: int64 dataset of ``steps`` batches, endless without."""
+    first, rows = shard_rows(batch_size, shard)
+    counted = tf.data.Dataset.counter() if steps is None else tf.data.Dataset.range(steps * rows)
+    return counted.map(lambda number: number // rows * batch_size + first + number % rows)
