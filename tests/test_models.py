@@ -1,6 +1,7 @@
 """Whole models: sizes, temporal behaviour, building from a config, files and transfer of weights."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -290,3 +291,17 @@ def test_transfer_of_nothing(config):
     source = build_model(config, classes=3, width=4)
     with pytest.raises(ConfigError, match="no weight fits"):
         transfer_weights(source, build_model(config, classes=5, width=8))
+
+
+@pytest.mark.parametrize(
+    ("insert", "says"),
+    [
+        ({"correlation": {"groups": 7}}, "res3.correlation: groups must divide the 4 channels"),
+        ({"local_attention": {"channels": 3}}, "res3.local_attention: channels must be positive and even"),
+    ],
+)
+def test_a_block_that_does_not_fit_is_named(tmp_path, insert, says):
+    """As one line of what to mend; the same classes raise ValueError in anyone's own model."""
+    path = write_config(tmp_path, insert={"res3": insert})
+    with pytest.raises(ConfigError, match=re.escape(f"model.insert.{says}")):
+        build_model(path, classes=3)

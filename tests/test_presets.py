@@ -23,8 +23,6 @@ NAME = "selfynet_tsm_resnet18_8f"
 VARIANTS = re.findall(r"^\| [A-Z]\w+ \d.*? \| `(.+)` \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 CLIP = (2, 4, 32, 32)  # enough for every layer to matter
 CLASSES, WIDTH = 3, 16
-#: Blocks that would not fit to so few channels.
-OPTIONS = {"correlation": {"groups": 2}}
 
 
 def small(name):
@@ -33,9 +31,6 @@ def small(name):
     members = values["model"].get("ensemble", ())
     for network in members or (values["model"],):
         network.update(width=WIDTH, **({"backbone": "resnet10"} if members else {}))
-        for blocks in network["insert"].values():
-            for block, options in blocks.items():
-                options.update(OPTIONS.get(block, {}))
     return build_model(parse_config(values), classes=CLASSES)
 
 

@@ -336,7 +336,7 @@ def test_refuses(layer, arguments, received):
 
 def test_groups_must_divide():
     with pytest.raises(ValueError, match=r"16 channels that are compared\. Received: groups=32"):
-        CorrelationBlock().build((None, None, None, None, 64))
+        CorrelationBlock(groups=32).build((None, None, None, None, 64))
 
 
 def test_the_size_of_the_rivals_after_res3():

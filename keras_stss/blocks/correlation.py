@@ -1,10 +1,15 @@
 """The correlation block: learned matching of each frame with the one before."""
 
+import math
+
 import keras
 from keras import ops
 
 from keras_stss.layers import ConvBN
 from keras_stss.ops.sizes import check_shape, sizes
+
+#: Groups of channels where there are enough of them.
+GROUPS = 32
 
 
 @keras.saving.register_keras_serializable(package="keras_stss")
@@ -23,18 +28,19 @@ class CorrelationBlock(keras.layers.Layer):
         channels: channels of f; None for C // 4.
         window: (U, V) in steps, odd.
         dilation: positions of a step of the window.
-        groups: groups of channels, each with a correlation of its own; divides ``channels``.
+        groups: groups of channels, each with a correlation of its own; divides ``channels``. None for 32, or the
+            largest divisor of 32 that does.
 
     Input and output shape: (B, T, H, W, C); C must be known.
     """
 
-    def __init__(self, channels=None, window=(7, 7), dilation=2, groups=32, **kwargs):
+    def __init__(self, channels=None, window=(7, 7), dilation=2, groups=None, **kwargs):
         super().__init__(**kwargs)
         if channels is not None and channels < 1:
             raise ValueError(f"channels must be positive, or None. Received: channels={channels}")
         if len(window) != 2 or any(side < 1 or side % 2 == 0 for side in window):
             raise ValueError(f"window must be two odd positive numbers (U, V). Received: window={window}")
-        if dilation < 1 or groups < 1:
+        if dilation < 1 or (groups is not None and groups < 1):
             raise ValueError(f"dilation and groups must be positive. Received: dilation={dilation}, groups={groups}")
         self.channels = channels
         self.window = window
@@ -44,7 +50,8 @@ class CorrelationBlock(keras.layers.Layer):
     def build(self, input_shape):
         check_shape(input_shape, "B T H W C", known=("C",))
         channels, policy = self.channels or max(input_shape[-1] // 4, 1), self.dtype_policy
-        if channels % self.groups:
+        self.parts = self.groups or math.gcd(GROUPS, channels)
+        if channels % self.parts:
             raise ValueError(
                 f"groups must divide the {channels} channels that are compared. Received: groups={self.groups}"
             )
@@ -55,7 +62,7 @@ class CorrelationBlock(keras.layers.Layer):
             name="filters", shape=(*self.window, channels), initializer=keras.initializers.RandomNormal(stddev=1.0)
         )
         self.restore = ConvBN(input_shape[-1], 1, activation=None, dtype=policy, name="restore")
-        self.restore.build((*input_shape[:-1], self.window[0] * self.window[1] * self.groups))
+        self.restore.build((*input_shape[:-1], self.window[0] * self.window[1] * self.parts))
 
     def call(self, inputs, training=None):
         features = self.reduce(inputs, training=training)  # (B, T, H, W, channels)
@@ -68,7 +75,7 @@ class CorrelationBlock(keras.layers.Layer):
         steps = self.dilation
         margins = [(side // 2 * steps, side // 2 * steps) for side in self.window]
         padded = ops.pad(others, [(0, 0), (0, 0), *margins, (0, 0)])
-        grouped = (batch, time, height, width, self.groups, channels // self.groups)
+        grouped = (batch, time, height, width, self.parts, channels // self.parts)
         filters = ops.cast(self.filters, self.compute_dtype)
         parts = []
         for u in range(self.window[0]):

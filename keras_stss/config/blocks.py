@@ -151,7 +151,9 @@ class CorrelationConfig(Section):
 
     channels: Positive | None = Field(None, description="channels that are correlated (null: a quarter of the input's)")
     window: tuple[Positive, Positive] = Field((7, 7), description="spatial window (U, V), odd")
-    groups: Positive = Field(32, description="groups of channels, each with correlations of its own")
+    groups: Positive | None = Field(
+        None, description="groups of channels, each with correlations of its own (null: 32, or what divides them)"
+    )
     dilation: Positive = Field(2, description="distance between the window's positions")
 
     _odd = field_validator("window")(_odd_sides)

@@ -1,6 +1,7 @@
 """From a config to a model, and from a run or file back to one."""
 
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -90,7 +91,7 @@ def _network(network, classes):
 
 def _assemble(network, classes):
     frames = keras.Input((None, None, None, 3), dtype="uint8", name="frames")  # (B, T, H, W, 3)
-    insert = {stage: _steps(stage, chosen) for stage, chosen in network.insert.items()}
+    insert = {stage: _steps(stage, chosen, Counter()) for stage, chosen in network.insert.items()}
     shift_divisor = network.shift_divisor if network.temporal == "tsm" else None
     if network.backbone == "i3d":
         # As its weights want their pixels: from -1 to 1.
@@ -110,18 +111,15 @@ def _assemble(network, classes):
     return keras.Model(frames, logits, name=f"{network.temporal}_{network.backbone}")
 
 
-def _steps(stage, chosen):
-    """What an ``insert`` section puts after a stage, in order."""
-    names = Counter()
-    return [step for each in chosen.sequence or (chosen,) for step in _several(stage, each, names)]
+def _steps(stage, chosen, names):
+    """What a section puts after a stage: its blocks in the order of ``BLOCKS``, those side by side, or a list's.
 
-
-def _several(stage, chosen, names):
-    """The steps of a section without a list: its blocks, in the order of ``BLOCKS``, then those side by side."""
+    ``names`` counts the blocks of a kind.
+    """
     steps = []
     for name in chosen.named():
         if name == "sequence":
-            steps += [step for each in chosen.sequence for step in _several(stage, each, names)]
+            steps += [step for each in chosen.sequence for step in _steps(stage, each, names)]
         elif name == "parallel":
             alone = [_block(stage, each.named()[0], each, names, **ALONE[each.named()[0]]) for each in chosen.parallel]
             steps.append(_Sum(f"{stage}_{_unique('parallel', names)}", alone))
@@ -135,12 +133,34 @@ def _block(stage, name, chosen, names, **options):
     # Otherwise the first step would stop, deep inside Keras.
     if getattr(section, "implementation", None) == "native" and (reason := why_not_native(BLOCK_OPERATIONS[name])):
         raise ConfigError(f"model.insert.{stage}.{name}.implementation: native is not possible: {reason}")
-    return BLOCK_CLASSES[name](**{**section.model_dump(), **options}, name=f"{stage}_{_unique(name, names)}")
+    with _mendable(stage, name):
+        block = BLOCK_CLASSES[name](**{**section.model_dump(), **options}, name=f"{stage}_{_unique(name, names)}")
+    return _Step(stage, name, block)
 
 
 def _unique(name, names):
     names[name] += 1
     return name if names[name] == 1 else f"{name}_{names[name]}"
+
+
+@contextmanager
+def _mendable(stage, name):
+    """Says of a block that cannot be made, or not at its place, which key asks for it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"model.insert.{stage}.{name}: {str(error).splitlines()[0]}") from None
+
+
+class _Step:
+    """A block at its place."""
+
+    def __init__(self, stage, name, layer):
+        self.stage, self.name, self.layer = stage, name, layer
+
+    def __call__(self, tensor):
+        with _mendable(self.stage, self.name):
+            return self.layer(tensor)
 
 
 class _Sum:
