@@ -24,7 +24,7 @@ native_build = SimpleNamespace(**runpy.run_path(str(HERE / NATIVE / "build.py"))
 
 
 class BuildWithNative(build_py):
-    """Copies the modules, and compiles the native library beside them."""
+    """Copies the modules and the configs, and compiles the native library beside them."""
 
     def run(self):
         folder = HERE / NATIVE if self.editable_mode else Path(self.build_lib, NATIVE)
@@ -32,10 +32,19 @@ class BuildWithNative(build_py):
             # What an earlier build left in build/ would go into the wheel.
             shutil.rmtree(folder.parent, ignore_errors=True)
         super().run()
+        for config, copy in self._configs():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(config, copy)
         print(native_build.describe(native_build.build_or_record(folder)), file=sys.stderr)
+
+    def _configs(self):
+        """(file, its place in the package): a checkout has them beside the package, a wheel in it."""
+        files = [] if self.editable_mode else sorted((HERE / "configs").rglob("*.yaml"))
+        return [(file, Path(self.build_lib, "keras_stss", file.relative_to(HERE))) for file in files]
 
     def get_outputs(self, include_bytecode=1):
         made = [Path(self.build_lib, NATIVE, name) for name in (native_build.LIBRARY, native_build.RECORD)]
+        made += [copy for _, copy in self._configs()]
         return super().get_outputs(include_bytecode) + [str(path) for path in made if path.is_file()]
 
 
@@ -63,7 +72,7 @@ def build_requirements():
 setup(
     name="keras-stss",
     version="0.1.0",
-    description="Motion-aware video recognition for Keras: SELFY self-similarity, TSN and TSM",
+    description="Motion-aware video recognition for Keras: SELFY, MotionSqueeze, STM, TSN and TSM",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
