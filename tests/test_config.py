@@ -127,6 +127,21 @@ def test_models_that_do_not_go_together_are_refused(model, says):
     assert says in refusal(values(model=model))
 
 
+def test_overrides_reach_the_members_of_a_list():
+    name = "selfynet_tsm_resnet50_en"
+    config = load_config(name, ["model.ensemble.0.pretrained=8", "model.ensemble.1.insert.res3.selfy.window=[5,5]"])
+    assert [member.pretrained for member in config.model.ensemble] == ["8", None]
+    assert [member.insert["res3"].selfy.window for member in config.model.ensemble] == [(9, 9), (5, 5)]
+    for override, says in (
+        ("model.ensemble.2.width=8", "sections 0 to 1. Received: 2"),
+        ("model.ensemble.first.width=8", "Received: first"),
+        ("model.ensemble.0=8", "is a list"),
+        ("model.ensemble.0.widht=8", "Did you mean width?"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            load_config(name, [override])
+
+
 def test_an_ensemble_reads_back_as_it_was_written():
     config = parse_config(values(model={"ensemble": [{"frames": 4, "insert": {"res3": "selfy"}}, {"frames": 8}]}))
     assert config.model.ensemble[0].insert["res3"].selfy.window == (9, 9)

@@ -64,7 +64,7 @@ class Config(Section):
 #: Folders of the configs that this library ships: beside the package in a checkout, in it when installed.
 SHIPPED = tuple(
     folder / part
-    for folder in (Path(__file__).resolve().parents[2] / "configs", Path(__file__).resolve().parents[1] / "configs")
+    for folder in (Path(__file__).resolve().parents[1] / "configs", Path(__file__).resolve().parents[2] / "configs")
     for part in ("", "models")
 )
 
@@ -183,15 +183,27 @@ def set_key(values, key, value):
     *parents, last = key.split(".")
     place = values
     for parent in parents:
+        if isinstance(place, list):
+            place = _member(place, parent, key)
+            continue
         child = place.get(parent)
         if child in BLOCKS:
             child = place[parent] = {child: {}}  # a block by its bare name
         elif child is None:
             child = place[parent] = {}
-        elif not isinstance(child, dict):
+        elif not isinstance(child, dict | list):
             raise ConfigError(f"{key} cannot be set: {parent} holds {child!r}, not a section")
         place = child
+    if isinstance(place, list):
+        raise ConfigError(f"{key} cannot be set: {parents[-1]} is a list; name a key of a member, {key}.KEY=…")
     place[last] = value
+
+
+def _member(members, number, key):
+    """The section at a place of a list, such as the first model of an ensemble."""
+    if not number.isdecimal() or int(number) >= len(members) or not isinstance(members[int(number)], dict):
+        raise ConfigError(f"{key} cannot be set: the list has sections 0 to {len(members) - 1}. Received: {number}")
+    return members[int(number)]
 
 
 def _describe(fault):
@@ -212,7 +224,7 @@ def _section_at(location):
     """The section at a place such as ("model", "insert", "res3", "selfy"), or None."""
     section, stages = Config, False
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or part.isdecimal():
             continue  # a member of a list
         if stages:
             section, stages = InsertConfig, False  # the keys of `insert` are stages, not fields

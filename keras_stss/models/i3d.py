@@ -61,20 +61,25 @@ def i3d(frames, stem_kernel=(7, 7, 7), width_multiplier=1.0, stem_padding="same"
 
     strides = (1 if stem_kernel[0] == 1 else 2, 2, 2)
     x = Conv3DBN(wide(64), stem_kernel, strides, stem_padding, name="conv1")(frames)  # (B, T/2, H/2, W/2, 64)
-    x = _pool(stages.finish("conv1", x), "conv2")
+    x = _pool_before("conv2", stages.finish("conv1", x))
     x = Conv3DBN(wide(64), 1, name="conv2_reduce")(x)
     x = Conv3DBN(wide(192), 3, name="conv2")(x)  # (B, T/2, H/4, W/4, 192)
     x = stages.finish("conv2", x)
     for stage, channels in MODULES.items():
         if stage in POOLS:
-            x = _pool(x, stage)
+            x = _pool_before(stage, x)
         x = stages.finish(stage, _inception(x, [wide(number) for number in channels], stage))
     return stages.outputs  # mixed_5c: (B, T/8, H/32, W/32, 1024)
 
 
-def _pool(x, stage):
-    kernel, strides = POOLS[stage]
-    return keras.layers.MaxPooling3D(kernel, strides, "same", "channels_last", name=f"pool_before_{stage}")(x)
+def _pool_before(stage, x):
+    return _pool(x, *POOLS[stage], name=f"pool_before_{stage}")
+
+
+def _pool(x, kernel, strides, name):
+    # TensorFlow pools no float16 along time on a CPU; a maximum is the same number in float32.
+    dtype = keras.backend.result_type(x.dtype, "float32")
+    return keras.layers.MaxPooling3D(kernel, strides, "same", "channels_last", name=name, dtype=dtype)(x)
 
 
 def _inception(x, channels, name):
@@ -85,6 +90,6 @@ def _inception(x, channels, name):
     second = Conv3DBN(conv1, 3, name=f"{name}_branch1")(second)
     third = Conv3DBN(reduce2, 1, name=f"{name}_branch2_reduce")(x)
     third = Conv3DBN(conv2, 3, name=f"{name}_branch2")(third)
-    fourth = keras.layers.MaxPooling3D(3, 1, "same", "channels_last", name=f"{name}_pool")(x)
+    fourth = _pool(x, 3, 1, name=f"{name}_pool")
     fourth = Conv3DBN(pooled, 1, name=f"{name}_branch3")(fourth)
     return keras.layers.Concatenate(name=name)([first, second, third, fourth])
