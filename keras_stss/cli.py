@@ -107,6 +107,22 @@ def _parser():
         check.add_argument("--json", action="store_true", help="print the report as JSON")
         check.set_defaults(command=_prepare_data_set, format=name)
 
+    pack = sets.add_parser("pack", help="pack a data set into shards that are read faster: data.format=records")
+    formats = [name for name in DataConfig.model_fields["format"].annotation.__args__ if name != "records"]
+    pack.add_argument("format", choices=formats, metavar="FORMAT", help=f"layout of the data set: {', '.join(formats)}")
+    pack.add_argument("root", help="folder of the data set")
+    pack.add_argument("folder", help="folder to write; the same command goes on with one that was interrupted")
+    pack.add_argument("overrides", nargs="*", metavar="key.path=value", help="data.… keys, as in a config")
+    pack.add_argument(
+        "--form", choices=["jpeg", "video"], default="jpeg",
+        help="JPEG frames (many times faster to decode), or the video files as they are (default: jpeg)",
+    )  # fmt: skip
+    pack.add_argument("--short-side", type=int, help="jpeg: shrink larger frames to this short side in pixels")
+    pack.add_argument("--quality", type=int, default=95, help="jpeg: of frames encoded anew, 1 to 100 (default: 95)")
+    pack.add_argument("--shards", type=int, help="number of shards (default: one for every 1000 clips)")
+    pack.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    pack.set_defaults(command=_prepare_pack)
+
     evaluate = commands.add_parser(
         "evaluate", help="score a run's best model on its validation clips; writes evaluation.json and scores.npz too"
     )
@@ -229,14 +245,55 @@ def _prepare_synthetic(options):
     )
 
 
-def _prepare_data_set(options):
+def _prepare_pack(options):
+    from keras_stss.data.annotations import read_annotations
+    from keras_stss.data.pack import pack
+    from keras_stss.data.prepare import progress
+
+    data = _data_section(options)
+    data_set = read_annotations(data)
+    settings = {"short_side": options.short_side, "quality": options.quality, "shards": options.shards}
+    source = f"{data.format} from {os.path.abspath(data.root)}"
+    with progress(sys.stderr, "packing clips") as advance:
+        manifest = pack(
+            data_set, options.folder, options.form, **settings, workers=data.workers, source=source, advance=advance
+        )
+    counts = ", ".join(f"{count} {split}" for split, count in manifest["clips"].items())
+    size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e9
+    lines = [f"{options.folder}: {counts} clips in {len(manifest['shards'])} shards, {size:.3g} GB"]
+    lines += [f"left out: {place}: {reason}" for place, reason in list(manifest["unreadable"].items())[:20]]
+    lines += [f"{len(manifest['unreadable'])} clips cannot be read"] if manifest["unreadable"] else []
+    lines.append(f"to use it: data: {{format: records, root: {options.folder}}}")
+    print(json.dumps(manifest) if options.json else "\n".join(lines))
+    return 0
+
+
+def _check_records(options):
+    from keras_stss.data.prepare import progress
+    from keras_stss.data.records import check_packed
+
+    with progress(sys.stderr, "checking shards") as advance:
+        report = check_packed(options.root, advance)
+    lines = [f"{report['shards']} shards, clips: {report['clips']}, unreadable when packed: {report['unreadable']}"]
+    lines += [f"damaged: {place}: {reason}" for place, reason in report["damaged"].items()]
+    print(json.dumps(report) if options.json else "\n".join(lines))
+    return MENDABLE if report["damaged"] else 0
+
+
+def _data_section(options):
     values = {"format": options.format, "root": options.root}
     if options.format == "clips":
         values["annotations"] = "clips.csv"
-    data = parse_config({"data": values}, "the command line", options.overrides).data
+    return parse_config({"data": values}, "the command line", options.overrides).data
+
+
+def _prepare_data_set(options):
+    data = _data_section(options)
     from keras_stss.data.annotations import check_there
 
     check_there(data)
+    if data.format == "records":
+        return _check_records(options)
     from keras_stss.data.prepare import check_data_set, progress
     from keras_stss.data.report import summary_lines, write_report
 

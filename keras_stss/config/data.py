@@ -73,6 +73,7 @@ _OWN_KEYS = {
     "gym288": (*_LISTS, "annotations"),
     "ucf101": (*_LISTS, "fold"),
     "hmdb51": ("annotations", "fold"),
+    "records": (),
 }
 
 
@@ -81,11 +82,14 @@ class DataConfig(Section):
 
     format: Literal[
         "something_v1", "something_v2", "kinetics", "diving48", "gym99", "gym288", "ucf101", "hmdb51", "frame_list",
-        "clips",
+        "records", "clips",
     ] = Field(
-        description="annotation layout: a benchmark's own, frame_list: TSN/TSM list files, or clips: a CSV of one's own"
+        description="annotation layout: a benchmark's own, frame_list: TSN/TSM list files, records: "
+        "shards that keras-stss packed, or clips: a CSV of one's own"
     )  # fmt: skip
-    root: str = Field(description="folder of the data set; relative to the working directory")
+    root: str = Field(
+        description="folder of the data set; relative to the working directory, or remote (records: gs://bucket/folder)"
+    )
     train: str | None = Field(
         None, description="training annotations, relative to root (default: the layout's own name)"
     )

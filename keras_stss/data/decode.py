@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 
+from keras_stss.data import records
 from keras_stss.data.annotations import Clip
 from keras_stss.data.frames import ClipError, Cutter
 from keras_stss.data.pictures import read_folder
@@ -17,16 +18,18 @@ from keras_stss.data.video import read_video
 __all__ = ["ClipError", "read_clip", "read_frames"]
 
 
-def read_clip(clip: Clip, choose, window=None):
+def read_clip(clip: Clip, choose, window=None, cutter=None):
     """Decodes some frames of an annotated clip: those of its part of the video.
 
     Args:
         clip: the clip.
         choose: as in :func:`read_frames`, a function of the number of frames of the part.
         window: as in :func:`read_frames`.
+        cutter: a :class:`~keras_stss.data.frames.Cutter` in place of that of ``window``.
     """
+    cutter = cutter or Cutter(window)
     if clip.frames is None:
-        return read_frames(clip.path, clip.kind, choose, clip.start, clip.end, window)
+        return _read(clip.path, clip.kind, choose, clip.start, clip.end, cutter)
     first, after = clip.frames
 
     def choose_inside(count):
@@ -34,15 +37,15 @@ def read_clip(clip: Clip, choose, window=None):
             raise ClipError(f"its part starts at frame {first}; there are {count}")
         return first + np.asarray(choose(min(after, count) - first))
 
-    return read_frames(clip.path, clip.kind, choose_inside, window=window)
+    return _read(clip.path, clip.kind, choose_inside, None, None, cutter)
 
 
 def read_frames(path, kind, choose, start=None, end=None, window=None):
     """Decodes some frames of a clip at their native size.
 
     Args:
-        path: video file or folder of frames.
-        kind: ``"video"`` or ``"frames"``.
+        path: video file, folder of frames, or record of a shard.
+        kind: ``"video"``, ``"frames"``, ``"packed_video"`` or ``"packed_frames"``.
         choose: function of the number of frames n (at least 1) that gives the indices wanted, integers from 0 to
             n - 1 that never fall; they may repeat. It may be called more than once: where a video turns out to hold
             another number of frames than its packets promise, the choice is made anew. So it must be a pure function.
@@ -58,13 +61,18 @@ def read_frames(path, kind, choose, start=None, end=None, window=None):
     Raises:
         ClipError: where the clip cannot be read, with the reason.
     """
-    path = os.path.abspath(path)
-    if not os.path.exists(path):
-        raise ClipError("no such file" if kind == "video" else "no such folder")
-    if kind != "video" and (start is not None or end is not None):
+    return _read(path, kind, choose, start, end, Cutter(window))
+
+
+def _read(path, kind, choose, start, end, cutter):
+    if kind.endswith("frames") and (start is not None or end is not None):
         raise ValueError(f"start and end belong to videos. Received: kind={kind!r}, start={start}, end={end}")
-    cutter = Cutter(window)
     try:
+        if kind in records.KINDS:
+            return records.read_record(path, kind, choose, start, end, cutter)
+        path = os.path.abspath(path)
+        if not os.path.exists(path):
+            raise ClipError("no such file" if kind == "video" else "no such folder")
         if kind != "video":
             return read_folder(path, choose, cutter)
         return read_video(path, choose, start, end, cutter)

@@ -13,12 +13,23 @@ from keras_stss.data.frames import ClipError, check_size, chosen
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_PICTURE_BYTES = 2**28  # a picture file
 
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
+
 _MARGIN = 2  # pixels
 # Optical flow that the TSN tools write beside the frames.
 _FLOW_PREFIXES = ("flow_x_", "flow_y_")
 
 
 def read_folder(path, choose, cutter):
+    names = frame_names(path)
+    indices = chosen(choose, len(names))
+    wanted = sorted(set(indices))
+    frames = {index: _read_picture(os.path.join(path, names[index]), cutter, len(wanted)) for index in wanted}
+    return np.stack([frames[index] for index in indices])
+
+
+def frame_names(path):
+    """The names of the frames of a folder, in order."""
     if not os.path.isdir(path):
         raise ClipError("a file, not a folder of frames")
     # Names that start with a dot are leftovers of other systems, not pictures.
@@ -26,38 +37,55 @@ def read_folder(path, choose, cutter):
     names = [name for name in names if not name.startswith(_FLOW_PREFIXES)]
     if not names:
         raise ClipError("a folder without frames (*.jpg, *.jpeg, *.png)")
-    names.sort(key=natural_key)
-    indices = chosen(choose, len(names))
-    wanted = sorted(set(indices))
-    frames = {index: _read_picture(os.path.join(path, names[index]), cutter, len(wanted)) for index in wanted}
-    return np.stack([frames[index] for index in indices])
+    return sorted(names, key=natural_key)
 
 
 def _read_picture(path, cutter, times):
+    return decode_picture(picture_bytes(path), os.path.basename(path), cutter, times)
+
+
+def picture_bytes(path):
+    """The content of a picture file, which must not be too large."""
     name = os.path.basename(path)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_PICTURE_BYTES:
             raise ClipError(f"frame {name} is no file, or larger than {MAX_PICTURE_BYTES // 2**20} MiB")
         with open(path, "rb") as file:
-            content = file.read()
+            return file.read()
     except OSError as error:
         raise ClipError(f"frame {name} cannot be read: {error.strerror}") from None
+
+
+def decode_picture(content, name, cutter, times):
+    """The cutter's part of a JPEG or PNG picture, one of ``times`` that are kept; ``name`` is for messages."""
+    size = picture_size(content, name)
     try:
         with tf.device("CPU:0"):
-            if content.startswith(b"\xff\xd8"):
-                height, width, _ = tf.io.extract_jpeg_shape(content).numpy().tolist()
-                check_size(width, height)
-                box = cutter.box(height, width, times)
-                if box is None:
-                    return tf.io.decode_jpeg(content, channels=3).numpy()
-                return _decode_box(content, box, height, width)
-            if content.startswith(b"\x89PNG") and len(content) > 24:
-                check_size(*struct.unpack(">II", content[16:24]))
+            if content.startswith(_PNG):
                 return cutter.cut(tf.io.decode_png(content, channels=3).numpy(), times)
+            box = cutter.box(*size, times)
+            if box is None:
+                return tf.io.decode_jpeg(content, channels=3).numpy()
+            return _decode_box(content, box, *size)
     except tf.errors.OpError:
         raise ClipError(f"frame {name} is damaged or cut short") from None
-    raise ClipError(f"frame {name} is neither JPEG nor PNG")
+
+
+def picture_size(content, name):
+    """(height, width) of a JPEG or PNG picture, from its header."""
+    if content.startswith(_JPEG):
+        try:
+            with tf.device("CPU:0"):
+                height, width, _ = tf.io.extract_jpeg_shape(content).numpy().tolist()
+        except tf.errors.OpError:
+            raise ClipError(f"frame {name} is damaged or cut short") from None
+    elif content.startswith(_PNG) and len(content) > 24:
+        width, height = struct.unpack(">II", content[16:24])
+    else:
+        raise ClipError(f"frame {name} is neither JPEG nor PNG")
+    check_size(width, height)
+    return height, width
 
 
 def _decode_box(content, box, height, width):

@@ -102,13 +102,13 @@ def check_data_set(data: DataConfig, depth="packets", workers=None, samples=12, 
 
 
 @contextlib.contextmanager
-def progress(stream):
+def progress(stream, what="looking at clips"):
     """Gives the ``advance`` of :func:`check_data_set`: a bar on a terminal, a line now and then elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(file=stream)
-    columns = TextColumn("looking at clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task, last = bar.add_task("", total=None), time.monotonic()
 
@@ -117,7 +117,7 @@ def progress(stream):
             bar.update(task, completed=done, total=total)
             if not console.is_terminal and time.monotonic() - last >= _LINE_INTERVAL:
                 last = time.monotonic()
-                print(f"{done} of {total} clips looked at", file=stream, flush=True)
+                print(f"{what}: {done} of {total}", file=stream, flush=True)
 
         yield advance
 

@@ -40,8 +40,12 @@ av.logging.set_libav_level(av.logging.PANIC)  # FFmpeg's own lines on stderr nam
 
 
 def read_video(path, choose, start, end, cutter):
-    """As :func:`keras_stss.data.decode.read_frames`, with a :class:`~keras_stss.data.frames.Cutter`."""
-    _check_file(path)
+    """As :func:`keras_stss.data.decode.read_frames`, with a :class:`~keras_stss.data.frames.Cutter`.
+
+    In place of a path it takes an object whose ``open()`` gives a file from its start.
+    """
+    if isinstance(path, str):
+        _check_file(path)
     frames = None
     if start is not None or end is not None:
         frames = _read_part(path, start or 0, end, choose, cutter)
@@ -72,7 +76,7 @@ def _open(path):
     most = {"max_pixels": str(2 * limits.MAX_PIXELS)}
     options = {"protocol_whitelist": "file", **most}
     try:
-        container = av.open(path, options=options, **_LENIENT)
+        container = av.open(path if isinstance(path, str) else path.open(), options=options, **_LENIENT)
     except PermissionError:
         raise
     except (av.FFmpegError, ValueError):

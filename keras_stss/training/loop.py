@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_stss.config import ConfigError
-from keras_stss.data.annotations import groups, read_annotations
+from keras_stss.data.annotations import groups, read_annotations, storage
 from keras_stss.data.pipeline import Unreadable, training_stream
 from keras_stss.evaluation.evaluate import Scorer, evaluate
 from keras_stss.models import build_model, load_model, load_pretrained, transfer_weights
@@ -68,7 +68,7 @@ def train(config, name, stream=sys.stdout):
 
 def _with_absolute_paths(config):
     """The config as its run keeps it: a run is evaluated and continued from any working directory."""
-    data = config.data.model_copy(update={"root": os.path.abspath(config.data.root)})
+    data = config.data.model_copy(update={"root": storage.absolute(config.data.root)})
     members = tuple(_with_absolute_files(member) for member in config.model.ensemble)
     model = _with_absolute_files(config.model).model_copy(update={"ensemble": members})
     return config.model_copy(update={"data": data, "model": model})

@@ -15,7 +15,9 @@ from keras_stss.data.annotations import (
     finegym,
     frame_list,
     kinetics,
+    packed,
     something,
+    storage,
 )
 from keras_stss.data.annotations.data_set import VIDEO_SUFFIXES, Clip, DataError, DataSet
 from keras_stss.data.annotations.files import SHOWN, natural_key
@@ -45,6 +47,7 @@ _READERS = {
     "ucf101": (action_splits.annotation_files, action_splits.read_ucf101),
     "hmdb51": (action_splits.annotation_files, action_splits.read_hmdb51),
     "frame_list": (frame_list.annotation_files, frame_list.read),
+    "records": (packed.annotation_files, packed.read),
 }
 
 
@@ -80,7 +83,7 @@ def read_annotations(data: DataConfig, holdout: str | None = None) -> DataSet:
 def check_there(data: DataConfig):
     """Reads nothing, but raises :class:`DataError` where the folder or its annotation files are missing."""
     root = Path(data.root)
-    if not root.is_dir():
+    if not storage.is_remote(data.root) and not root.is_dir():
         raise not_there(data, f"the folder {root} (data.root)", [root.absolute()])
     find_files = clip_table.annotation_files if data.format == "clips" else _READERS[data.format][0]
     find_files(data, root)

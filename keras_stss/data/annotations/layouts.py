@@ -65,6 +65,10 @@ Wanted below data.root (the names of the TSM code; data.train, data.validation a
   category.txt                         names of the classes, one a line, if you like
   the folders of frames, at the paths that the lists give (from the folder that data.videos names):
   img_00001.jpg, ... or 00001.jpg, ...""",
+    "records": """\
+A folder that `keras-stss prepare pack` wrote, which may be remote (gs://bucket/folder). Wanted below data.root:
+  manifest.json                        written when all shards are there: where it is missing, pack again to finish
+  train-00000-of-00016.tfrecord, .json, .index, ... and the same for validation""",
     "clips": """\
 Wanted below data.root:
   clips.csv (the file that data.annotations names; header path,label and, if you like, split, start and end in
