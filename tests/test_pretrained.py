@@ -136,6 +136,19 @@ def test_image_weights(tmp_path, weights, prefix):
         assert np.array_equal(before[name], after[name]) == (name in kept), name
     assert "12 skipped: a counter, without effect on the outputs" in report.lines()
     assert any("2 skipped: the head has 10 classes" in line for line in report.lines())
+    assert report.left_random == []
+
+
+def test_a_backbone_in_part_is_warned_of(tmp_path, weights, caplog):
+    """What a motion module of STM lacks is no news; what the ResNet lacks is."""
+    names = small_names()
+    del names["layer3.0.conv2.weight"]
+    report = load_pretrained(small_model(tmp_path, temporal="stm"), weights(names))
+    assert report.left_random == ["res4_0_conv2/conv/kernel"]
+    assert {path.split("/")[0] for path in report.unmatched_target} >= {"res2_0_temporal", "res2_0_cmm"}
+    report.log()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "parts of the backbone, which stay as they were: res4_0_conv2/conv/kernel" in warning
 
 
 def test_head_of_as_many_classes(tmp_path, weights):

@@ -115,7 +115,7 @@ def test_damaged_files(tmp_path):
         for share in (0.3, 0.7, 0.95):
             path = tmp_path / "cut.pth"
             path.write_bytes(content[: int(share * len(content))])
-            with pytest.raises(ConfigError, match=r"cut\.pth"):
+            with pytest.raises(ConfigError, match=r"cut\.pth is damaged"):
                 read_tensors(path)
     with pytest.raises(ConfigError, match=r"no weight file at .*nowhere"):
         read_tensors(tmp_path / "nowhere.pth")

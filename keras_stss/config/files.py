@@ -216,6 +216,8 @@ def _describe(fault):
     if fault["type"] == "missing":
         return f"{location} is missing"
     message = fault["msg"].removeprefix("Value error, ")
+    if not location:
+        return message  # of sections that do not go together
     received = "" if isinstance(fault["input"], dict | BaseModel) else f" Received: {fault['input']!r}"
     return f"{location}: {message}" + (received if "Received" not in message else "")
 

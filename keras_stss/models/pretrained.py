@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_stss import blocks as motion_blocks
 from keras_stss.config import ConfigError
-from keras_stss.layers import TemporalShift
+from keras_stss.layers import ChannelwiseMotion, TemporalConv, TemporalShift
 from keras_stss.models.i3d import MODULES
 from keras_stss.models.mobilenet_names import BLOCKS as INVERTED_BLOCKS
 from keras_stss.models.resnet import RESNETS
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 HEAD = "logits/"
 #: Motion blocks, which may differ from the file's where a load is not strict.
 BLOCKS = tuple(getattr(motion_blocks, name) for name in motion_blocks.__all__)
+#: What an STM network has beside a ResNet's layers.
+NOT_IN_A_RESNET = (ChannelwiseMotion, TemporalConv)
 #: Names to print of a list; the report's dictionary has them all.
 SHOWN = 6
 
@@ -43,6 +45,7 @@ class Report:
     mismatched: list = field(default_factory=list)  # "name (shape) does not fit path (shape)"
     filled: dict = field(default_factory=dict)  # path → the value that the original has there without naming it
     differences: list = field(default_factory=list)  # what the model computes otherwise than the file's own
+    left_random: list = field(default_factory=list)  # paths of the backbone among unmatched_target
 
     def faults(self):
         """Lines on everything that a strict load forbids."""
@@ -73,6 +76,11 @@ class Report:
         unlike = {*self.differences, *self.mismatched}
         for line in self.lines():
             log.log(logging.WARNING if line in unlike else logging.INFO, "%s", line)
+
+        if self.left_random:
+            log.warning(
+                "%s lacks parts of the backbone, which stay as they were: %s", self.source, _some(self.left_random)
+            )
 
     def as_dict(self):
         """For JSON."""
@@ -125,6 +133,13 @@ def load_pretrained(model, source, strict=False, past_first=False):
         raise ConfigError(f"no tensor of {source} has a place in the model")
     for path, value in values.items():
         variables[path].assign(value)
+    own = blocks | {layer.name for layer in model.layers if isinstance(layer, NOT_IN_A_RESNET)}
+    heads = HEAD.rstrip("/")
+    report.left_random = [
+        path
+        for path in report.unmatched_target
+        if path.split("/")[0] not in own and not path.split("/")[0].endswith(heads)
+    ]
     return report
 
 

@@ -99,6 +99,8 @@ def read_tensors(path):
         raise ConfigError(f"{path} is damaged: {type(error).__name__}: {error}") from None
     if tarfile.is_tarfile(path):
         raise ConfigError(f"{path} was written by PyTorch 0.1, whose tar format is not read; save it with a newer one")
+    if head.startswith(b"PK"):
+        raise ConfigError(f"{path} is damaged or incomplete: the end of a PyTorch or Keras file is missing")
     raise ConfigError(f"{path} is no PyTorch, safetensors, Keras or Flax file")
 
 
