@@ -87,6 +87,21 @@ class TestSettings:
         seed = np.random.default_rng((5, 2, 0)).integers(2**31, size=2)
         assert (training_view(tf.constant(frames), seed, data, True).numpy() == batch["frames"][0]).all()
 
+    def test_a_window_is_sought_once(self, clips, monkeypatch):
+        """What is cut already is shown as it is, even where another graph would round its window by a pixel."""
+        monkeypatch.setattr(pipeline, "_LARGE", 0)
+        compiled = pipeline._compiled
+
+        def moved(*arguments):
+            window = compiled(*arguments)
+            return lambda *values: (lambda top, left, *size: (top + (-1 if top else 1), left, *size))(*window(*values))
+
+        (plain,) = batches(train(clips[:1], resize=(72, 90)), 1)
+        monkeypatch.setattr(pipeline, "_compiled", moved)
+        (found,) = batches(train(clips[:1], resize=(72, 90)), 1)
+        assert found["frames"].shape == plain["frames"].shape
+        assert not (found["frames"] == plain["frames"]).all()
+
     @pytest.mark.parametrize("large", [0, 10**9])
     def test_the_centre_of_large_and_small_frames(self, clips, large, monkeypatch):
         monkeypatch.setattr(pipeline, "_LARGE", large)

@@ -227,10 +227,10 @@ class _Training:
         types = (tf.uint8, tf.bool, tf.int32, tf.int32, tf.int64, tf.bool)
         frames, is_readable, place, label, seed, flip = tf.numpy_function(calls.guard(self.load), [position], types)
         frames, seed = tf.ensure_shape(frames, [self.data.frames, None, None, 3]), tf.ensure_shape(seed, [2])
-        place, flip = tf.ensure_shape(place, [4]), tf.ensure_shape(flip, [])
+        place, flip = tf.ensure_shape(place, [6]), tf.ensure_shape(flip, [])
         if self.views == 1:
-            window = training_window(place[:2], seed, self.data)
-            view = finish_view(_cut_part(frames, window, place), seed, self.data, flip)
+            shown = _shown(frames, place, lambda size: training_window(size, seed, self.data))
+            view = finish_view(shown, seed, self.data, flip)
         else:
             seeds = [seed, *(fold(seed, _SECOND + number) for number in range(self.views - 1))]
             view = tf.stack([training_view(frames, each, self.data, flip) for each in seeds])
@@ -262,10 +262,10 @@ class _Testing:
         types, crop = (tf.uint8, tf.bool, tf.int32, tf.int32), self.data.crop
         frames, is_readable, place, label = tf.numpy_function(calls.guard(self.load), [index], types)
         count, is_readable = self.data.frames * self.protocol.clips, tf.ensure_shape(is_readable, [])
-        frames, place = tf.ensure_shape(frames, [count, None, None, 3]), tf.ensure_shape(place, [4])
+        frames, place = tf.ensure_shape(frames, [count, None, None, 3]), tf.ensure_shape(place, [6])
         if self.protocol.crops == 1:
-            window = center_window(place[:2], self.data.resize, crop)
-            views = fit(_cut_part(frames, window, place), crop)[None]
+            shown = _shown(frames, place, lambda size: center_window(size, self.data.resize, crop))
+            views = fit(shown, crop)[None]
         else:
             views = crop_views(frames, self.data.resize, crop, self.protocol.crops)
         views = tf.reshape(views, [self.protocol.crops, self.protocol.clips, self.data.frames, crop, crop, 3])
@@ -335,10 +335,13 @@ def _frames_or_none(clip, data, registry, clips, entropy, window):
 
 
 def _readable(frames, count, part):
-    """(frames, whether there are any, where they lie): the smallest stand-in where there are none."""
+    """(frames, whether there are any, place): the smallest stand-in where there are none.
+
+    ``place`` is height and width of the whole frames, and the window that they are cut to already, zeros for none.
+    """
     if frames is None:
-        return np.zeros((count, 1, 1, 3), np.uint8), np.bool_(False), np.array([1, 1, 0, 0], np.int32)
-    return frames, np.bool_(True), np.array([*part.size, *part.origin], np.int32)
+        return np.zeros((count, 1, 1, 3), np.uint8), np.bool_(False), np.array([1, 1, 0, 0, 0, 0], np.int32)
+    return frames, np.bool_(True), np.array([*part.size, *(part.box or (0, 0, 0, 0))], np.int32)
 
 
 class _Part:
@@ -351,18 +354,21 @@ class _Part:
     """
 
     def __init__(self, window):
-        self.window, self.size, self.origin = window, None, None
+        self.window, self.size, self.box = window, None, None
 
     def __call__(self, height, width):
         is_small = height * width < _LARGE
-        window = None if is_small or self.window is None else self.window((height, width))
-        self.size, self.origin = (height, width), (0, 0) if window is None else window[:2]
-        return window
+        self.size = height, width
+        self.box = None if is_small or self.window is None else self.window(self.size)
+        return self.box
 
 
-def _cut_part(frames, window, place):
-    """The window's part of frames that begin at place[2:] (top, left) of frames of the size place[:2]."""
-    return cut(frames, window - tf.concat([place[2:], [0, 0]], 0))
+def _shown(frames, place, window):
+    """The window's part of the frames, which may be cut to it already (see :func:`_readable`).
+
+    One that was cut is not sought again: two graphs may round the same window differently, by a pixel.
+    """
+    return tf.cond(place[4] > 0, lambda: frames, lambda: cut(frames, window(place[:2])))
 
 
 def _compiled(window, *seed_types):
