@@ -178,8 +178,10 @@ def _parser():
     cost.add_argument("--markdown", metavar="FILE", help="papers: put the table into its place in a Markdown file, too")
     cost.set_defaults(command=_cost)
 
-    bench = commands.add_parser("bench", help="time the operation, the blocks or the models beside others' on this CPU")
-    bench.add_argument("kind", choices=["stss", "block", "model"], help="what to time")
+    bench = commands.add_parser(
+        "bench", help="time the operation, the blocks, the models or the data beside others' on this CPU"
+    )
+    bench.add_argument("kind", choices=["stss", "block", "model", "data"], help="what to time")
     bench.add_argument("--quick", action="store_true", help="tiny shapes, to see that all runs; figures mean nothing")
     bench.add_argument("--peers", metavar="DIR", help="folder of .venv-peers, .venv-peers-tfa (default: the checkout)")
     bench.add_argument("--clips", type=int, help="model: clips of a training step (default: 2; inference takes one)")

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the environments of the peers, other people's code that the benchmark and tests/test_peers.py compare with:
-#   .venv-peers      PyTorch and spatial-correlation-sampler (a C++ compiler is needed)
+#   .venv-peers      PyTorch and spatial-correlation-sampler (a C++ compiler is needed); Pillow, OpenCV and torchcodec
 #   .venv-peers-tfa  TensorFlow Addons 0.23, which TensorFlow 2.15 is the last to load (Python 3.9 to 3.11)
 # An environment that cannot be built is left with nothing but why-not.txt, which the benchmark prints in its rows.
 cd "$(dirname "$0")/../.." || exit 1
@@ -43,6 +43,13 @@ if create .venv-peers "13 12 11 10"; then
     --no-build-isolation spatial-correlation-sampler==0.5.0 ||
     echo ".venv-peers: no spatial-correlation-sampler (pip's reason is above); PyTorch's own rows can be measured" >&2
   finish .venv-peers "import torch"
+fi
+if test -f .venv-peers/complete && ! test -f .venv-peers/readers; then
+  # PyAV for its FFmpeg libraries, which torchcodec loads by their plain names. torchcodec 0.13 goes with PyTorch 2.13.
+  .venv-peers/bin/python -m pip install --quiet --progress-bar off Pillow==13.* opencv-python-headless==5.0.* \
+    torchcodec==0.13.* av==18.1.* && .venv-peers/bin/python benchmarks/peers/ffmpeg_links.py &&
+    touch .venv-peers/readers ||
+    echo ".venv-peers: not all of Pillow, OpenCV and torchcodec (pip's reason is above); the others can be measured" >&2
 fi
 if create .venv-peers-tfa "11 10 9"; then
   # The full wheel: the operation's library does not load beside tensorflow-cpu.

@@ -14,6 +14,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 import keras_stss
 from keras_stss import blocks, build_model, ops
+from keras_stss.bench import readers
 from keras_stss.config import parse_config
 from keras_stss.ops import dispatch
 
@@ -22,6 +23,7 @@ VERSIONS = {
     "tensorflow": tf.__version__,
     "keras": keras.__version__,
     "numpy": np.__version__,
+    **readers.VERSIONS,
 }
 
 
@@ -224,4 +226,5 @@ STSS = {
 CONTESTANTS = {
     **{("stss", name): make for name, make in STSS.items()},
     **{(kind, name): make for kind in ("block", "model") for name, make in NETWORK.items()},
+    **readers.CONTESTANTS,
 }

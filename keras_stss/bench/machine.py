@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import time
 from pathlib import Path
 
 #: Share of the machine that others may take before a figure is marked.
@@ -64,10 +65,36 @@ class Others:
     def _read(self):
         try:
             total = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-            ours = 0
-            for pid in self.pids:
-                ours += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+            ours = sum(map(_ticks, [*self.pids, *_children(self.pids)]))
         except (OSError, ValueError):
             return None
         idle = total[3] + total[4]
         return (sum(total) - idle - ours) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_idle(pids, longest=10.0):
+    """Returns when processes and those they have started rest (Linux; elsewhere at once), or after ``longest`` seconds.
+
+    Streams work ahead after they have been asked; that must not slow down the next one to be timed.
+    """
+    end, used = time.monotonic() + longest, None
+    while time.monotonic() < end:
+        try:
+            before, used = used, sum(map(_ticks, [*pids, *_children(pids)]))
+        except (OSError, ValueError):
+            return
+        if before is not None and used - before <= 1:
+            return
+        time.sleep(0.1)
+
+
+def _ticks(pid):
+    """Processor time of a process so far."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+
+
+def _children(pids):
+    """Processes that the given ones have started, but for those among them; PyTorch's loaders work in such."""
+    lists = [Path(f"/proc/{pid}/task/{pid}/children") for pid in pids]
+    started = {int(child) for path in lists if path.is_file() for child in path.read_text().split()}
+    return started - set(pids)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_stss.bench.machine import Others
+from keras_stss.bench.machine import Others, wait_until_idle
 from keras_stss.bench.workers import WorkerError
 
 _numbers = itertools.count()
@@ -29,10 +29,14 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long to measure: every contestant is visited ``rounds`` times for about ``seconds`` each."""
+    """How long to measure: every contestant is visited ``rounds`` times for about ``seconds`` each.
+
+    With ``warm`` the first call of a visit never counts: where work is done ahead, it finds some of it ready.
+    """
 
     rounds: int = 7
     seconds: float = 0.12
+    warm: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +134,11 @@ def _time(workers, running, effort):
     taken = {key: [] for key in times}  # (others' processor seconds, all that there were)
     for number in range(effort.rounds):
         for where, key, _ in running[:: -1 if number % 2 else 1]:  # there and back: nobody always follows the same one
+            if effort.warm:
+                wait_until_idle(workers.pids()[1:])
             others.reset()
             start = time.perf_counter()
-            answer = workers.ask(where, do="time", key=key, seconds=effort.seconds)
+            answer = workers.ask(where, do="time", key=key, seconds=effort.seconds, warm=effort.warm)
             capacity = (time.perf_counter() - start) * os.cpu_count()
             times[key] += answer["times"]
             taken[key].append((others.seconds(), capacity))

@@ -80,7 +80,9 @@ class Workers:
         python = interpreter(where, self.peers)
         if not (SCRIPTS / script).is_file():
             raise WorkerError(f"no {SCRIPTS / script}: the peers run from a checkout")
-        return python, SCRIPTS / script, {"PYTHONPATH": ""}
+        # torchcodec looks for FFmpeg's libraries; `make peers` gives it those that come with PyAV.
+        libraries = [str(Path(python).parent.parent / "lib" / "ffmpeg"), os.environ.get("LD_LIBRARY_PATH")]
+        return python, SCRIPTS / script, {"PYTHONPATH": "", "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
 
     def versions(self):
         """{library: version} of all that has been started."""

@@ -15,6 +15,10 @@ MAX_PICTURE_BYTES = 2**28  # a picture file
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 
+# Of JPEG files: the markers whose segment holds the size, and those before it whose segment is passed over.
+_SIZE_MARKERS = (0xC0, 0xC1, 0xC2)
+_SKIPPED_MARKERS = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
+
 _MARGIN = 2  # pixels
 # Optical flow that the TSN tools write beside the frames.
 _FLOW_PREFIXES = ("flow_x_", "flow_y_")
@@ -37,6 +41,16 @@ def frame_names(path):
     names = [name for name in names if not name.startswith(_FLOW_PREFIXES)]
     if not names:
         raise ClipError("a folder without frames (*.jpg, *.jpeg, *.png)")
+    return _in_order(names)
+
+
+def _in_order(names):
+    names.sort()
+    # Numbers of one length, as nearly all folders have them, are in order now.
+    length, end = len(names[0]), names[0].rindex(".")
+    start = next((place for place, (a, b) in enumerate(zip(names[0], names[-1], strict=False)) if a != b), end)
+    if all(len(name) == length and name[start:end].isdecimal() and name[end] == "." for name in names[1:]):
+        return names
     return sorted(names, key=natural_key)
 
 
@@ -77,7 +91,7 @@ def picture_size(content, name):
     if content.startswith(_JPEG):
         try:
             with tf.device("CPU:0"):
-                height, width, _ = tf.io.extract_jpeg_shape(content).numpy().tolist()
+                height, width = _jpeg_size(content) or tf.io.extract_jpeg_shape(content).numpy().tolist()[:2]
         except tf.errors.OpError:
             raise ClipError(f"frame {name} is damaged or cut short") from None
     elif content.startswith(_PNG) and len(content) > 24:
@@ -96,3 +110,17 @@ def _decode_box(content, box, height, width):
     below, behind = min(top + box_height + _MARGIN, height), min(left + box_width + _MARGIN, width)
     larger = tf.io.decode_and_crop_jpeg(content, [above, before, below - above, behind - before], channels=3).numpy()
     return larger[top - above : top - above + box_height, left - before : left - before + box_width]
+
+
+def _jpeg_size(content):
+    """(height, width) of a JPEG picture from its header; None where that is unusual. Far faster than an operation."""
+    place = 2
+    while content[place : place + 1] == b"\xff" and place + 9 <= len(content):
+        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+        if marker in _SIZE_MARKERS:
+            height, width = struct.unpack(">HH", content[place + 5 : place + 9])
+            return (height, width) if height and width else None
+        if marker not in _SKIPPED_MARKERS or length < 2:
+            return None
+        place += 2 + length
+    return None

@@ -301,8 +301,9 @@ def _read(positions, sample, data):
     """Maps ``sample`` over the positions, as many at a time as there are workers, and drops what is not readable."""
     options = tf.data.Options()
     # Without a pool of its own, tf.data runs no more calls at a time than there are cores, however many workers.
-    options.threading.private_threadpool_size = data.workers + 1
-    samples = positions.map(sample, num_parallel_calls=data.workers, deterministic=True)
+    options.threading.private_threadpool_size = data.workers
+    # More calls than workers: samples come out in order, and no worker shall wait for another one's slow clip.
+    samples = positions.map(sample, num_parallel_calls=2 * data.workers, deterministic=True)
     readable = samples.filter(lambda is_readable, _: is_readable).map(lambda _, values: values)
     return readable.with_options(options)
 
