@@ -116,6 +116,7 @@ def test_blocks_that_do_not_go_together_are_refused(insert, says):
         ({"backbone": "i3d"}, "temporal of backbone i3d must be 3d. Received: temporal=tsm"),
         ({"backbone": "mobilenet_v2", "temporal": "stm"}, "must be tsn or tsm"),
         ({"stm": {"reduction": 8}}, "belongs to temporal 'stm'"),
+        ({"temporal": "stm", "stm": {"kernels": "frequency", "motion": "ordinary"}}, "mix no channels"),
         ({"stem_kernel": [1, 7, 7]}, "belong to backbone 'i3d'"),
         ({"ensemble": [{"frames": 4}, {"frames": 8}], "backbone": "resnet18"}, "Received: backbone"),
         ({"ensemble": [{"frames": 8}]}, "at least two"),

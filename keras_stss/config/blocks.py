@@ -10,7 +10,8 @@ Implementation = Literal["auto", "native", "reference"]
 Deviation = Annotated[float, Field(gt=0.0)]
 
 
-def _odd_sides(window):
+def odd_sides(window):
+    """Validator of sides that have a middle; None passes."""
     if window and any(side % 2 == 0 for side in window):
         raise ValueError("sides must be odd")
     return window
@@ -48,7 +49,7 @@ class SelfyConfig(Section):
         "paper", description="released: as the authors' code, to load their weights"
     )
 
-    _odd = field_validator("window")(_odd_sides)
+    _odd = field_validator("window")(odd_sides)
     _offsets = field_validator("temporal_offsets")(_distinct)
 
     @model_validator(mode="after")
@@ -90,7 +91,7 @@ class MotionSqueezeConfig(Section):
         "auto", description="auto: the compiled operation where it can run, keras.ops elsewhere"
     )
 
-    _odd = field_validator("window", "transform_kernels")(_odd_sides)
+    _odd = field_validator("window", "transform_kernels")(odd_sides)
 
     @model_validator(mode="after")
     def _fits(self):
@@ -113,6 +114,12 @@ class StmConfig(Section):
     spatial: Literal["ordinary", "channelwise"] = Field("ordinary", description="convolution over space")
     motion: Literal["channelwise", "ordinary"] = Field("channelwise", description="convolution of the motion module")
 
+    @model_validator(mode="after")
+    def _fixed_kernels(self):
+        if self.kernels == "frequency" and "ordinary" in (self.temporal, self.motion):
+            raise ValueError("kernels 'frequency' mix no channels: temporal and motion must be 'channelwise'")
+        return self
+
 
 class StcbConfig(Section):
     """One block of spatio-temporal convolutions (the arguments of ``keras_stss.blocks.STCBlock``)."""
@@ -127,7 +134,7 @@ class StcbConfig(Section):
     @field_validator("kernels")
     @classmethod
     def _odd(cls, value):
-        return tuple(_odd_sides(kernel) for kernel in value)
+        return tuple(odd_sides(kernel) for kernel in value)
 
 
 class NonLocalConfig(Section):
@@ -156,7 +163,7 @@ class CorrelationConfig(Section):
     )
     dilation: Positive = Field(2, description="distance between the window's positions")
 
-    _odd = field_validator("window")(_odd_sides)
+    _odd = field_validator("window")(odd_sides)
 
 
 class LocalAttentionConfig(Section):
@@ -168,7 +175,7 @@ class LocalAttentionConfig(Section):
     strides: Literal[1, 2] = Field(2, description="stride of the convolution before the attention")
     integration_channels: tuple[Positive, ...] = Field((64, 64, 64, 64), min_length=1)
 
-    _odd = field_validator("window")(_odd_sides)
+    _odd = field_validator("window")(odd_sides)
     _offsets = field_validator("temporal_offsets")(_distinct)
 
 

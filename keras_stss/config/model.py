@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from keras_stss.config.blocks import InsertConfig, StmConfig
+from keras_stss.config.blocks import InsertConfig, StmConfig, odd_sides
 from keras_stss.config.section import Positive, Section
 
 _RESNET = ("pool1", "res2", "res3", "res4", "res5")
@@ -65,6 +65,11 @@ class NetworkConfig(Section):
         "what convert makes of one, or a run directory (head left out if it differs)",
     )
     pretrained_strict: bool = Field(False, description="refuse pretrained weights that do not fit in every part")
+
+    @field_validator("stem_kernel")
+    @classmethod
+    def _odd(cls, value):
+        return odd_sides(value)
 
     @field_validator("insert")
     @classmethod
