@@ -97,12 +97,13 @@ def test_multiplier_must_be_positive():
 
 def test_gradients():
     """Every weight gets one."""
+    keras.utils.set_random_seed(0)  # by bad luck a channel lies beyond the bounds of ReLU6 at all positions
     model = randomized(small(shift_divisor=8))
     pooled = keras.layers.Dense(2)(keras.ops.mean(model.output["stage5"], axis=(1, 2, 3)))
     head = keras.Model(model.input, pooled)
-    head.compile("sgd", "mse", run_eagerly=True)
+    head.compile(keras.optimizers.SGD(1.0), "mse", run_eagerly=True)
     before = [weight.numpy() for weight in head.trainable_weights]
-    head.train_on_batch(noise(2, 2, 32, 32, 3), noise(2, 2))
+    head.train_on_batch(noise(2, 2, 64, 64, 3), noise(2, 2))
     for weight, old in zip(head.trainable_weights, before):
         assert np.abs(weight.numpy() - old).max() > 0, weight.path
 
