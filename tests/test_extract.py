@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from seeded import randomize, sample
 
 from keras_stss.layers import ConvExtractor, KernelSoftArgmaxExtractor, MLPExtractor, SoftArgmaxExtractor
 from keras_stss.layers.extract import window_strides
@@ -16,19 +17,6 @@ FORMS = [
     "reference",
 ]
 SIDES = [(5, 5), (9, 9), (13, 13), (17, 17), (7, 5), (5, 17), (1, 9), (3, 1), (1, 1), (15, 3)]
-
-
-def sample(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def randomize(layer, seed=1):
-    rng = np.random.default_rng(seed)
-    for weight in layer.weights:
-        positive = weight.path.endswith(("gamma", "moving_variance"))
-        fan_in = np.prod(weight.shape[:-1]) if len(weight.shape) > 1 else 25
-        values = rng.uniform(0.5, 1.5, weight.shape) if positive else rng.normal(size=weight.shape) / np.sqrt(fan_in)
-        weight.assign(values)
 
 
 def wide(*weights):
@@ -119,7 +107,7 @@ def test_mlp_by_hand(sides):
     volume = sample((1, 2, 2, 3, 2, *sides))
     layer = MLPExtractor((4, 6, 5))
     layer.build(volume.shape)
-    randomize(layer)
+    randomize(layer, 1, None)
     expected = volume.astype("float64").reshape(*volume.shape[:5], -1)
     for dense in layer.dense:
         expected = normalized(expected @ wide(dense.conv.kernel)[0][0, 0], dense.bn)
@@ -160,7 +148,7 @@ def extract_by_hand(layer, volume):
 def built(depth, form, shape, channels):
     layer = ConvExtractor(channels, form, depth)
     layer.build(shape)
-    randomize(layer)
+    randomize(layer, 1, None)
     return layer
 
 

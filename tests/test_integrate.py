@@ -3,22 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from seeded import randomize, sample
 
 from keras_stss.layers import ConvIntegrator, FCIntegrator, MLPIntegrator, ResizeFrames
 from keras_stss.layers.resize import STRIDES, back, scale_and_strides
-
-
-def sample(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def randomize(layer, seed=1):
-    rng = np.random.default_rng(seed)
-    for weight in layer.weights:
-        positive = weight.path.endswith(("gamma", "moving_variance"))
-        fan_in = np.prod(weight.shape[:-1]) if len(weight.shape) > 1 else 25
-        values = rng.uniform(0.5, 1.5, weight.shape) if positive else rng.normal(size=weight.shape) / np.sqrt(fan_in)
-        weight.assign(values)
 
 
 def pointwise_by_hand(values, layer):
@@ -34,7 +22,7 @@ def test_offsets_by_hand(channels, upsample):
     layer = FCIntegrator(5, upsample) if channels is None else MLPIntegrator(5, channels, upsample)
     features = sample((2, 2, 3, 2, 3, 4))
     layer.build(features.shape)
-    randomize(layer)
+    randomize(layer, 1, None)
     values = features.astype("float64")
     for conv in getattr(layer, "convs", ()):
         values = pointwise_by_hand(values, conv)
@@ -49,7 +37,7 @@ def test_released_integrator_writes_every_fourth_position():
     layer = ConvIntegrator(5, (6, 7), upsample=4, variant="released")
     features = sample((1, 2, 3, 2, 2, 4))
     layer.build(features.shape)
-    randomize(layer)
+    randomize(layer, 1, None)
     outputs = layer(features).numpy()
     assert outputs.shape == (1, 2, 12, 8, 5)
     shift = (layer.bn.beta - layer.bn.moving_mean * layer.bn.gamma / np.sqrt(layer.bn.moving_variance + 1e-5)).numpy()

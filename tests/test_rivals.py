@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from seeded import randomize, sample
 
 from keras_stss.blocks import CorrelationBlock, CorrespondenceBlock, LocalAttentionBlock, NonLocalBlock
 
@@ -18,21 +19,6 @@ BLOCKS = {
     ),
 }
 EVERY_BLOCK = pytest.mark.parametrize("kind", BLOCKS)
-
-
-def sample(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def randomize(block, seed=0):
-    """Values away from every initializer's, so that no scale is zero and no statistic trivial."""
-    rng = np.random.default_rng(seed)
-    for weight in block.weights:
-        if weight.path.endswith(("gamma", "moving_variance")):
-            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-        else:
-            weight.assign(rng.normal(size=weight.shape) * 0.5)
-    return block
 
 
 def make(kind, shape, **changes):
