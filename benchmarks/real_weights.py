@@ -23,8 +23,8 @@ from keras_stss.bench import machine
 from keras_stss.config import parse_config
 from keras_stss.layers.frames import IMAGENET_MEAN, IMAGENET_STD
 from keras_stss.models import build_model, load_pretrained
-from keras_stss.models.convert import NO_DATA
-from keras_stss.models.pretrained import inspect
+from keras_stss.models.weights.convert import NO_DATA
+from keras_stss.models.weights.pretrained import inspect
 
 RESULT = Path(__file__).resolve().parent / "results" / "real_weights.json"
 SUFFIXES = (".jpg", ".jpeg", ".png")

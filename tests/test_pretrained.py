@@ -14,10 +14,10 @@ from keras_stss.cli import main
 from keras_stss.config import ConfigError
 from keras_stss.layers import TemporalShift
 from keras_stss.models import build_model, load_model, load_pretrained
-from keras_stss.models.convert import convert
-from keras_stss.models.pretrained import inspect
-from keras_stss.models.tensor_files import read_tensors
-from keras_stss.models.weight_names import describe
+from keras_stss.models.weights.convert import convert
+from keras_stss.models.weights.names import describe
+from keras_stss.models.weights.pretrained import inspect
+from keras_stss.models.weights.tensor_files import read_tensors
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 WIDTH, CLASSES = 8, 5

@@ -13,8 +13,8 @@ import yaml
 from keras_stss.cli import main
 from keras_stss.config import ConfigError
 from keras_stss.models import build_model, load_model, load_pretrained
-from keras_stss.models.pretrained import inspect
-from keras_stss.models.tensor_files import read_tensors
+from keras_stss.models.weights.pretrained import inspect
+from keras_stss.models.weights.tensor_files import read_tensors
 
 CLASSES = backbones.CLASSES
 STATE = backbones.lively(backbones.mobilenet_names("torchvision"))

@@ -12,7 +12,7 @@ import originals
 import pytest
 
 from keras_stss.config import ConfigError
-from keras_stss.models.tensor_files import read_tensors
+from keras_stss.models.weights.tensor_files import read_tensors
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 

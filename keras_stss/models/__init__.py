@@ -4,7 +4,7 @@ from keras_stss.models.build import build_model, load_model, transfer_weights
 from keras_stss.models.ensemble import ensemble
 from keras_stss.models.features import feature_extractor
 from keras_stss.models.presets import list_models
-from keras_stss.models.pretrained import load_pretrained
+from keras_stss.models.weights.pretrained import load_pretrained
 
 __all__ = [
     "build_model",

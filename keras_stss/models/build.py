@@ -23,8 +23,8 @@ from keras_stss.models.ensemble import ensemble
 from keras_stss.models.features import feature_extractor
 from keras_stss.models.i3d import i3d
 from keras_stss.models.mobilenet_v2 import mobilenet_v2
-from keras_stss.models.pretrained import load_pretrained
 from keras_stss.models.resnet import resnet
+from keras_stss.models.weights.pretrained import load_pretrained
 from keras_stss.ops.dispatch import why_not_native
 
 SOMETHING_SOMETHING_CLASSES = 174

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from keras_stss.config import ConfigError, load_config, parse_config
 from keras_stss.models.build import build_model
-from keras_stss.models.pretrained import inspect, load_pretrained
+from keras_stss.models.weights.pretrained import inspect, load_pretrained
 
 #: Classes where a file has no head and nobody says how many.
 IMAGENET_CLASSES = 1000
@@ -27,7 +27,7 @@ def convert(source, output, config=None, overrides=(), classes=None, strict=Fals
         strict, past_first: see :func:`keras_stss.models.load_pretrained`.
 
     Returns:
-        :class:`keras_stss.models.pretrained.Report`.
+        :class:`keras_stss.models.weights.pretrained.Report`.
 
     Raises:
         ConfigError: for what the user can mend.

@@ -13,11 +13,11 @@ from keras_stss import blocks as motion_blocks
 from keras_stss.config import ConfigError
 from keras_stss.layers import ChannelwiseMotion, TemporalConv, TemporalShift
 from keras_stss.models.i3d import MODULES
-from keras_stss.models.mobilenet_names import BLOCKS as INVERTED_BLOCKS
 from keras_stss.models.resnet import RESNETS
-from keras_stss.models.tensor_files import read_tensors
-from keras_stss.models.weight_names import describe, strip
-from keras_stss.models.weight_rules import KINDS, SHIFT_DIVISOR, Origin, swap_shifted
+from keras_stss.models.weights.mobilenet_names import BLOCKS as INVERTED_BLOCKS
+from keras_stss.models.weights.names import describe, strip
+from keras_stss.models.weights.rules import KINDS, SHIFT_DIVISOR, Origin, swap_shifted
+from keras_stss.models.weights.tensor_files import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def load_pretrained(model, source, strict=False, past_first=False):
 
     Args:
         model: a model as :func:`keras_stss.build_model` makes it.
-        source: weight file (see :func:`keras_stss.models.tensor_files.read_tensors`), or a run directory.
+        source: weight file (see :func:`keras_stss.models.weights.tensor_files.read_tensors`), or a run directory.
         strict: raises unless every tensor has its place, every variable its tensor, and the model computes what the
             file's own does. Otherwise the head is left out where the class counts differ, and so are motion blocks that
             one side lacks.
@@ -144,7 +144,7 @@ def load_pretrained(model, source, strict=False, past_first=False):
 
 
 def inspect(source):
-    """The :class:`~keras_stss.models.weight_rules.Origin` of a weight file."""
+    """The :class:`~keras_stss.models.weights.rules.Origin` of a weight file."""
     return _read(source)[0]
 
 

@@ -7,10 +7,10 @@ import re
 from collections import Counter
 
 from keras_stss.config import ConfigError
-from keras_stss.models.i3d_names import describe_i3d
-from keras_stss.models.mobilenet_names import describe_mobilenet
 from keras_stss.models.resnet import RESNETS
-from keras_stss.models.weight_rules import COUNTERS, KINDS, Origin, Rule, find_head
+from keras_stss.models.weights.i3d_names import describe_i3d
+from keras_stss.models.weights.mobilenet_names import describe_mobilenet
+from keras_stss.models.weights.rules import COUNTERS, KINDS, Origin, Rule, find_head
 
 #: torchvision's and timm's ResNets, which TSM, MotionSqueeze and SELFY took over. TSM puts the shifted convolution into
 #: a wrapper that calls it ``net``.

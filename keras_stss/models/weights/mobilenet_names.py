@@ -3,7 +3,7 @@
 import re
 
 from keras_stss.models.mobilenet_v2 import INVERTED_RESIDUALS
-from keras_stss.models.weight_rules import Origin, Rule, find_head
+from keras_stss.models.weights.rules import Origin, Rule, find_head
 
 #: Blocks here, in order, by the groups of equal blocks that timm counts.
 GROUPS = tuple(

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from keras_stss.config import ConfigError
-from keras_stss.models.array_pickle import read_arrays
+from keras_stss.models.weights.array_pickle import read_arrays
 
 #: Element types of PyTorch's storages. bfloat16 is the upper half of a float32 and is read as bits.
 STORAGES = {

@@ -3,7 +3,7 @@
 from types import MappingProxyType
 
 from keras_stss.models.i3d import MODULES
-from keras_stss.models.weight_rules import COUNTERS, Origin, Rule, find_head
+from keras_stss.models.weights.rules import COUNTERS, Origin, Rule, find_head
 
 #: Layer here → (Flax, PyTorch, torchvision's GoogLeNet); the last two are patterns.
 STEM = {

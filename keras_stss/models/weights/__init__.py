@@ -1,0 +1,1 @@
+"""Weights of other code bases: their files, their names and layouts, and where they belong here."""
