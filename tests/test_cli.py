@@ -230,18 +230,18 @@ def test_prepare_refuses_numbers_below_the_least(tmp_path, capsys):
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
-    from keras_stss import cli
+    from keras_stss.cli import train
 
     def fault(*_):
         raise ValueError("not the user's doing")
 
-    monkeypatch.setattr(cli, "load_config", fault)
+    monkeypatch.setattr(train, "load_config", fault)
     with pytest.raises(ValueError, match="not the user's doing"):
         main(["train", "--config", "x"])
 
 
 def test_ctrl_c_and_a_closed_pipe_end_quietly(monkeypatch, capsys):
-    from keras_stss import cli
+    from keras_stss.cli import train
 
     def raising(error):
         def load(*_):
@@ -249,12 +249,12 @@ def test_ctrl_c_and_a_closed_pipe_end_quietly(monkeypatch, capsys):
 
         return load
 
-    monkeypatch.setattr(cli, "load_config", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(train, "load_config", raising(KeyboardInterrupt()))
     assert main(["train", "--config", "x"]) == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "load_config", raising(BrokenPipeError()))
+    monkeypatch.setattr(train, "load_config", raising(BrokenPipeError()))
     assert main(["train", "--config", "x"]) == 0
-    monkeypatch.setattr(cli, "load_config", raising(OSError(28, "No space left on device", "runs/x")))
+    monkeypatch.setattr(train, "load_config", raising(OSError(28, "No space left on device", "runs/x")))
     assert main(["train", "--config", "x"]) == 2
     assert capsys.readouterr().err == "keras-stss: [Errno 28] No space left on device: 'runs/x'\n"
 
