@@ -84,7 +84,15 @@ setup(
     setup_requires=build_requirements(),
     python_requires=">=3.10,<3.13",
     # TensorFlow comes as one of two wheels, so it is an extra: cpu or gpu.
-    install_requires=["av>=14", "keras>=3.12", "numpy>=1.26", "pydantic>=2.6", "pyyaml>=6", "rich>=13"],
+    install_requires=[
+        "av>=14",
+        "keras>=3.12",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "pydantic>=2.6",
+        "pyyaml>=6",
+        "rich>=13",
+    ],
     extras_require={
         "cpu": [f"tensorflow-cpu=={TENSORFLOW}", "tensorboard"],
         "gpu": [f"tensorflow[and-cuda]=={TENSORFLOW}", "tensorboard"],

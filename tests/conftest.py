@@ -74,6 +74,7 @@ def tiny_values(root, run):
             "learning_rate": 0.05,
             "strategy": "one",
             "seed": 3,
+            "board": {"clips": 0, "mistakes": 0, "motion": 0},  # they take longer than a tiny run
         },
         "evaluate": {"batch_size": 3},
     }
@@ -112,6 +113,7 @@ def trained_run(clip_set, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     values = tiny_values(clip_set, folder / "run")
     values["train"] |= {"epochs": 4, "keep_checkpoints": 2, "checkpoint_steps": 3, "learning_rate": 0.02}
+    values["train"]["board"] = {"clips": 2, "mistakes": 2, "motion": 1, "every": 2}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     assert main(["train", "--config", str(folder / "tiny.yaml")]) == 0
     return folder / "run"

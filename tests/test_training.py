@@ -49,6 +49,7 @@ def own_set(clip_set, tmp_path):
 def test_a_run_directory_holds_all_that_is_promised(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     wanted = {"config.yaml", "labels.json", "metrics.jsonl", "tensorboard", "checkpoints", "best.keras", "log.txt"}
+    wanted.add("summary.png")
     assert wanted == names - {"evaluation.json"}
     assert json.loads((trained_run / "labels.json").read_text()) == ["blue square", "green square", "red square"]
     assert "18 training and 7 validation clips, 3 classes" in (trained_run / "log.txt").read_text()
@@ -80,12 +81,15 @@ def test_tensorboard_gets_scalars(trained_run):
     for path in (trained_run / "tensorboard").iterdir():
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, float(tf.make_ndarray(value.tensor))))
+                number = value.simple_value if value.HasField("simple_value") else tf.make_ndarray(value.tensor)
+                found.setdefault(value.tag, []).append((event.step, number))
     assert [step for step, _ in found["train/loss"]] == list(range(1, 21))
     assert found["train/learning_rate"][0][1] == pytest.approx(0.02)
     assert all(norm > 0 for _, norm in found["train/gradient_norm"])
     by_epoch = {row["step"]: row["val_top1"] for row in rows(trained_run)}
     assert dict(found["epoch/val_top1"]) == pytest.approx(by_epoch)
+    pictures = {"train/clips": [10, 20], "classes/accuracy": [10, 20]}  # of every second epoch
+    assert {tag: [step for step, _ in found[tag]] for tag in pictures} == pictures
 
 
 def test_the_colours_are_learnt(trained_run):
@@ -270,9 +274,9 @@ def check(precision, bad_steps=0, **changes):
     values = {"loss": 1.0, "updated": True, **changes}
     training = object.__new__(loop._Training)
     training.config = parse_config({"data": {"format": "something_v2", "root": "x"}, "train": {"precision": precision}})
-    training.bad_steps, training.state = bad_steps, {"step": 7}
+    training.bad_steps = bad_steps
     training.checkpoints = type("None yet", (), {"files": lambda self: []})()
-    training._check(values["loss"], values["updated"], 0.01)
+    training._check(8, values["loss"], values["updated"], 0.01)
     return training.bad_steps
 
 

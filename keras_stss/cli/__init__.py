@@ -57,7 +57,15 @@ def _parse(arguments):
 def _is_mendable(error):
     """Whether the message says all that the user needs; other errors keep their traceback."""
     names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.startswith("keras_stss.")}
-    mendable = {"BenchError", "ClipError", "ConfigError", "CostError", "DataError", "TrainingDiverged"}
+    mendable = {
+        "BenchError",
+        "CheckpointError",
+        "ClipError",
+        "ConfigError",
+        "CostError",
+        "DataError",
+        "TrainingDiverged",
+    }
     return bool(names & mendable) or isinstance(error, OSError)
 
 

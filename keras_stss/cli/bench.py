@@ -8,7 +8,7 @@ def add(commands):
     bench = commands.add_parser(
         "bench", help="time the operation, the blocks, the models or the data beside others' on this CPU"
     )
-    bench.add_argument("kind", choices=["stss", "block", "model", "data"], help="what to time")
+    bench.add_argument("kind", choices=["stss", "block", "model", "data", "train"], help="what to time")
     bench.add_argument("--quick", action="store_true", help="tiny shapes, to see that all runs; figures mean nothing")
     bench.add_argument("--peers", metavar="DIR", help="folder of .venv-peers, .venv-peers-tfa (default: the checkout)")
     bench.add_argument("--clips", type=int, help="model: clips of a training step (default: 2; inference takes one)")

@@ -29,12 +29,23 @@ def _train(options):
 
 def _train_or_go_on(options):
     config = load_config(options.config, options.overrides)
+    from keras_stss.training.supervise import LOST, supervise
+
+    code = supervise(config.train)  # one of several workers: here its supervisor ends, and the worker goes on
+    if code is not None:
+        return code
     from keras_stss.data.annotations import check_there
 
     check_there(config.data)  # before TensorFlow starts, which takes longer than to see that the data is not there
+    from keras_stss.training.distribute import WorkerLost
     from keras_stss.training.loop import train
+    from keras_stss.training.preempt import PREEMPTED, Preempted
 
-    result = train(config, Path(options.config).stem, sys.stderr if options.json else sys.stdout)
+    try:
+        result = train(config, Path(options.config).stem, sys.stderr if options.json else sys.stdout)
+    except (Preempted, WorkerLost) as error:
+        print(f"keras-stss: {error}", file=sys.stderr)
+        return PREEMPTED if isinstance(error, Preempted) else LOST
     if options.json:
         print(json.dumps(result))
     elif isinstance(result, list):

@@ -115,6 +115,7 @@ class TrainConfig(Section):
     restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="multi_worker: how often a worker starts again after another one was lost"
     )
+    wait: Positive = Field(600, description="multi_worker: seconds to wait for the other workers")
     devices: tuple[str, ...] = Field((), description="mirrored: devices such as GPU:0, GPU:1 (default: all there are)")
     logical_cpus: Positive = Field(
         1, description="split the CPU into this many logical devices (to try several devices without GPUs)"

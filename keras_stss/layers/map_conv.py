@@ -107,6 +107,8 @@ class MapConvBN(keras.layers.Layer):
         takes those.
         """
         bn = self.bn
+        if mean is not None and bn.synchronized:
+            mean, variance = _over_devices(mean, variance)
         if mean is None:
             mean, variance = ops.cast(bn.moving_mean, "float32"), ops.cast(bn.moving_variance, "float32")
         else:
@@ -140,3 +142,10 @@ class MapConvBN(keras.layers.Layer):
             "strides": self.strides,
             "padding": self.padding,
         }
+
+
+def _over_devices(mean, variance):
+    """Mean and variance (F,) of as many maps on each device → those of all devices' maps."""
+    everywhere, _ = ops.moments(mean[None], axes=[0], synchronized=True)
+    variance = variance + ops.square(mean - everywhere)
+    return everywhere, ops.moments(variance[None], axes=[0], synchronized=True)[0]

@@ -1,5 +1,6 @@
 """The run: from a config to a trained model, continued where it was killed."""
 
+import contextlib
 import json
 import logging
 import math
@@ -14,16 +15,37 @@ import tensorflow as tf
 
 from keras_stss.config import ConfigError
 from keras_stss.data.annotations import groups, read_annotations, storage
+from keras_stss.data.augment import Mix
 from keras_stss.data.pipeline import Unreadable, training_stream
 from keras_stss.evaluation.evaluate import Scorer, evaluate
+from keras_stss.evaluation.metrics import class_accuracies
 from keras_stss.models import build_model, load_model, load_pretrained, transfer_weights
 from keras_stss.ops.dispatch import log_native_status
-from keras_stss.training.checkpoint import Checkpoints
-from keras_stss.training.distribute import average_statistics, make_strategy
+from keras_stss.training.batch_norm import check_frozen, ordinary, prepare_batch_norm, statistics
+from keras_stss.training.board import Board
+from keras_stss.training.checkpoint import CheckpointError, Checkpoints
+from keras_stss.training.distribute import (
+    average_statistics,
+    broadcast,
+    from_chief,
+    gather,
+    is_chief,
+    lost_workers_told,
+    make_strategy,
+    spread_seeds,
+    training_batches,
+    workers,
+)
+from keras_stss.training.files import write_atomically
+from keras_stss.training.groups import parameter_groups
 from keras_stss.training.optimizer import MomentumSGD, learning_rate
-from keras_stss.training.progress import Counter, ProgressLine
-from keras_stss.training.run import Run, write_atomically
+from keras_stss.training.pictures import draw
+from keras_stss.training.preempt import Preempted, Preemption
+from keras_stss.training.progress import ProgressLine
+from keras_stss.training.run import Run, is_better
 from keras_stss.training.step import make_step
+from keras_stss.training.summary import plot_run
+from keras_stss.training.supervise import restarted
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +70,21 @@ def train(config, name, stream=sys.stdout):
         them, a group each, which is also written to folds.json.
 
     Raises:
-        ConfigError, DataError: for what the user can mend. TrainingDiverged: on a loss that is no number.
+        ConfigError, DataError: for what the user can mend. TrainingDiverged: on a loss that is no number. Preempted:
+            after a signal to stop, once the state is saved. WorkerLost: where another worker has gone.
     """
     folder = Path(config.train.run or Path("runs") / name)
     config = _with_absolute_paths(config)
-    if config.data.holdout != "each":
-        return _train_one(config, folder, stream)
-    results, strategy = [], make_strategy(config.train)
+    strategy = make_strategy(config.train)
+    with lost_workers_told(strategy):
+        if config.data.holdout == "each":
+            return _train_each(config, folder, stream, strategy)
+        return _train_one(config, folder, stream, strategy)
+
+
+def _train_each(config, folder, stream, strategy):
+    """A run for each group of clips, which is held out."""
+    results = []
     for number, group in enumerate(groups(config.data), 1):
         fold = config.model_copy(update={"data": config.data.model_copy(update={"holdout": group})})
         print(f"— testing on group {group}", file=stream, flush=True)
@@ -62,7 +92,8 @@ def train(config, name, stream=sys.stdout):
         name = plain if plain == group else f"{number}-{plain}"  # groups that differ never share a folder
         results.append({"holdout": group, **_train_one(fold, folder / f"holdout-{name}", stream, strategy)})
         keras.backend.clear_session()
-    write_atomically(folder / "folds.json", json.dumps(results, indent=1) + "\n")
+    if is_chief(strategy):
+        write_atomically(folder / "folds.json", json.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -79,17 +110,42 @@ def _with_absolute_files(network):
     return network.model_copy(update=files)
 
 
-def _train_one(config, folder, stream, strategy=None):
+def _train_one(config, folder, stream, strategy):
     data_set = read_annotations(config.data)
-    strategy = strategy or make_strategy(config.train)
     run = Run(folder)
-    run.open(config, data_set.labels)
-    handler = run.log_to_file()
-    try:
+    _check_same_data(strategy, data_set)
+    # A worker that was started again goes on, whatever the user wants of a new run.
+    _on_chief(strategy, lambda: run.open(config, data_set.labels, "auto" if restarted() else None))
+    with contextlib.ExitStack() as stack:
+        _on_chief(strategy, lambda: stack.enter_context(run.claimed()))
+        if is_chief(strategy):
+            stack.enter_context(run.logged())
+        else:
+            stream = stack.enter_context(open(os.devnull, "w"))
         return {"run": str(folder), **_Training(config, data_set, strategy, run, stream).go()}
-    finally:
-        logging.getLogger("keras_stss").removeHandler(handler)
-        handler.close()
+
+
+def _on_chief(strategy, action):
+    """Runs an action on the chief; what is wrong there ends all workers with the same words."""
+    fault = None
+    if is_chief(strategy):
+        try:
+            action()
+        except (ConfigError, CheckpointError, OSError) as error:
+            fault = str(error)
+    if fault := from_chief(strategy, fault):
+        raise ConfigError(fault)
+
+
+def _check_same_data(strategy, data_set):
+    """All workers must have read the same lists."""
+    mine = [len(data_set.train), len(data_set.validation), data_set.labels]
+    for number, other in enumerate(gather(strategy, mine)):
+        if other != mine:
+            raise ConfigError(
+                f"the workers' data sets differ: {mine[0]} and {mine[1]} clips, {len(mine[2])} labels here; "
+                f"{other[0]}, {other[1]} and {len(other[2])} on worker {number}. Give all of them the same data.root"
+            )
 
 
 class _Training:
@@ -97,115 +153,183 @@ class _Training:
 
     def __init__(self, config, data_set, strategy, run, stream):
         self.config, self.data_set, self.strategy, self.run, self.stream = config, data_set, strategy, run, stream
+        self.is_chief = is_chief(strategy)
         # The same seed gives the same weights, dropout and stream; each clip's draws depend on its position alone.
         keras.utils.set_random_seed(config.train.seed)
         with strategy.scope():
             # A run that goes on has no need of the file that it began with.
             self.model = build_model(config, classes=len(data_set.labels), pretrained=None)
-            self.optimizer = MomentumSGD(self.model.trainable_variables, config.train)
+            prepare_batch_norm(self.model, config.train)
+            groups = parameter_groups(self.model, config.train)
+            self.optimizer = MomentumSGD(groups, config.train, statistics(self.model))
         self.step = make_step(strategy, self.model, self.optimizer, config.train)
         self.scorer = Scorer(self.model, strategy)
         self.unreadable = Unreadable(data_set.train, config.data.max_unreadable)
         self.steps_per_epoch = math.ceil(len(data_set.train) / config.train.batch_size)
         self.total_steps = self.steps_per_epoch * config.train.epochs
-        variables = [*self.model.variables, *self.optimizer.variables]
-        self.checkpoints = Checkpoints(run.checkpoints, variables, config.train.keep_checkpoints)
+        self.variables = [*self.model.variables, *self.optimizer.variables]
+        self.checkpoints = Checkpoints(run.checkpoints, self.variables, config.train.keep_checkpoints)
         # `sums` are those of the epoch so far; `position` is the stream's next clip.
-        nothing = {"loss": 0.0, "correct": 0, "steps": 0}
-        self.state = {"clips": len(data_set.train), "step": 0, "position": 0, "best": None, "sums": nothing}
-        self.bad_steps = 0
+        self.state = {"clips": len(data_set.train), "step": 0, "position": 0, "sums": _nothing()}
+        self.pending = []  # results of steps that were started and not yet looked at
+        self.bad_steps, self.stops, self.best, self.batch = 0, False, None, None
 
     def go(self):
-        restored = self.checkpoints.restore()
+        restored = self._restore()
         if restored:
-            if restored["clips"] != len(self.data_set.train):
-                raise ConfigError(
-                    f"{self.run.folder} was begun on {restored['clips']} training clips; the data set has "
-                    f"{len(self.data_set.train)} now. Name another folder with train.run=…"
-                )
-            self.state = restored
-            self.unreadable.restore(restored.get("unreadable", {}))
-            log.info("continuing at step %d of %d", restored["step"], self.total_steps)
+            log.info("continuing at step %d of %d", self.state["step"], self.total_steps)
         elif self.config.model.pretrained:
             model = self.config.model
             load_pretrained(self.model, model.pretrained, model.pretrained_strict).log()
         elif self.config.model.init:
             self._start_from(self.config.model.init)
-        self.run.keep_rows(self._epochs_done())
-        if self.state["step"] >= self.total_steps:
-            return self.run.last_row()
-        clips = len(self.data_set.train)
+        if not restored:
+            check_frozen(self.model)
+        broadcast(self.strategy, self.variables)
+        spread_seeds(self.strategy, self.model)
+        rows = self._rows()
+        is_closed = self._is_closed(rows)
+        if is_closed and self.state["step"] % self.steps_per_epoch == 0:
+            self.state["sums"] = _nothing()
+        if is_closed and self.state["step"] >= self.total_steps:
+            return rows[-1]
+        self.best = self._best_of(rows)
+        self._log_start()
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(ProgressLine(self.total_steps, self.state["step"], self.stream))
+            stack.enter_context(self.unreadable.explained())
+            self.preemption = stack.enter_context(Preemption())
+            self.board = (
+                Board(self.run.events, self.data_set.labels, self.config.train.board) if self.is_chief else None
+            )
+            if self.board:
+                stack.callback(self.board.close)
+            if not is_closed:
+                self._end_epoch(progress)  # what was stopped before the epoch's line was written
+            self._run_epochs(progress)
+        if self.is_chief:
+            plot_run(self.run.folder)
+        return self._rows()[-1]
+
+    def _restore(self):
+        """Takes up the newest checkpoint, which the chief alone needs to see; returns whether there was one."""
+        restored = {}
+        _on_chief(self.strategy, lambda: restored.update(self.checkpoints.restore() or {}))
+        restored = from_chief(self.strategy, restored)
+        if restored and restored["clips"] != len(self.data_set.train):
+            raise ConfigError(
+                f"{self.run.folder} was begun on {restored['clips']} training clips; the data set has "
+                f"{len(self.data_set.train)} now. Name another folder with train.run=…"
+            )
+        if restored:
+            self.unreadable.restore(restored.pop("unreadable", {}))
+            self.state |= restored | {"sums": _nothing() | restored["sums"]}
+        return bool(restored)
+
+    def _rows(self):
+        """The lines of metrics.jsonl up to the epoch that was reached, the same on all workers."""
+        if self.is_chief:
+            self.run.keep_rows(self.state["step"] // self.steps_per_epoch)
+        return from_chief(self.strategy, self.run.rows() if self.is_chief else None)
+
+    def _is_closed(self, rows):
+        """Whether the epoch that the last step ended, if it did, has its line, and so was evaluated."""
+        epoch, steps = divmod(self.state["step"], self.steps_per_epoch)
+        return bool(steps) or not epoch or any(row["epoch"] == epoch for row in rows)
+
+    def _best_of(self, rows):
+        """{"epoch", "value"} of the model in best.keras, or None."""
+        epochs = {row["epoch"]: row for row in rows}
+        number = next((row["best_epoch"] for row in reversed(rows) if "best_epoch" in row), None)
+        best = epochs.get(number)
+        return best and {"epoch": number, "value": best[f"val_{self.config.train.best}"]}
+
+    def _log_start(self):
+        if not self.is_chief:
+            return
+        count = workers(self.strategy)[1]
         log.info(
-            "%s: %d training and %d validation clips, %d classes, %s parameters, %d epochs of %d steps, %d device(s)",
-            self.model.name, clips, len(self.data_set.validation), len(self.data_set.labels),
+            "%s: %d training and %d validation clips, %d classes, %s parameters, %d epochs of %d steps, %d device(s)%s",
+            self.model.name, len(self.data_set.train), len(self.data_set.validation), len(self.data_set.labels),
             f"{self.model.count_params():,}", self.config.train.epochs, self.steps_per_epoch,
-            self.strategy.num_replicas_in_sync,
+            self.strategy.num_replicas_in_sync, f" of {count} workers" if count > 1 else "",
         )  # fmt: skip
         if self.config.model.insert or self.config.model.ensemble:
             log_native_status()
-        with ProgressLine(self.total_steps, self.state["step"], self.stream) as progress, self.unreadable.explained():
-            self.writer = tf.summary.create_file_writer(str(self.run.events))
-            self._run_epochs(progress)
-            self.writer.close()
-        return self.run.last_row()
-
-    def _epochs_done(self):
-        return self.state["step"] // self.steps_per_epoch
 
     def _start_from(self, source):
         copied, kept = transfer_weights(load_model(source), self.model)
         log.info("started from %s: %d tensors taken over, %d kept: %s", source, copied, len(kept), ", ".join(kept[:6]))
 
     def _run_epochs(self, progress):
-        train, data = self.config.train, self.config.data
-        stream = training_stream(
-            self.data_set.train, self.data_set.labels, data, train.batch_size, train.seed,
-            start=self.state["position"], registry=self.unreadable,
-        )  # fmt: skip
-        batches = iter(self.strategy.experimental_distribute_dataset(stream))
-        began, clips = time.monotonic(), 0
+        train = self.config.train
+        batches = iter(training_batches(self.strategy, self._stream, train.batch_size))
         while self.state["step"] < self.total_steps:
-            self._one_step(next(batches), progress)
-            clips += train.batch_size
+            began = time.monotonic()
+            batch = next(batches)
+            self.waited = time.monotonic() - began
+            self._one_step(batch, progress)
+            self.state["sums"]["seconds"] += time.monotonic() - began
+            self.state["sums"]["waited"] += self.waited
             step = self.state["step"]
             ended = step % self.steps_per_epoch == 0
-            if ended:
-                rate = clips / (time.monotonic() - began)
-                self._end_epoch(progress, rate)
-                began, clips = time.monotonic(), 0
-            if ended or step % train.checkpoint_steps == 0:
-                average_statistics(self.model)
-                self.checkpoints.save(step, self.state | {"unreadable": self.unreadable.reasons})
+            with progress.pause():
+                if ended or step % train.checkpoint_steps == 0 or self.stops:
+                    self._save(progress)
+                if self.stops:
+                    raise self._preempted(f"at step {step} of {self.total_steps}")
+                if ended:
+                    self._end_epoch(progress)
+
+    def _stream(self, shard=None):
+        train, data = self.config.train, self.config.data
+        return training_stream(
+            self.data_set.train, self.data_set.labels, data, train.batch_size, train.seed,
+            start=self.state["position"], registry=self.unreadable, shard=shard, views=2 if train.twins else 1,
+            mix=Mix(train.mixup, train.cutmix) if train.mixup or train.cutmix else None,
+        )  # fmt: skip
 
     def _one_step(self, batch, progress):
+        """Starts a step, and looks at the one before it, so that a GPU never waits for this process."""
         state, train = self.state, self.config.train
         rate = learning_rate(train, self.steps_per_epoch, state["step"])
-        loss, correct, norm, updated = self.step(batch, tf.constant(rate, tf.float32))
-        loss, correct = float(loss), int(correct)
-        self._check(loss, bool(updated), rate)
-        positions = self.strategy.experimental_local_results(batch["position"])
-        state["position"] = max(int(tf.reduce_max(part)) for part in positions) + 1
+        stop = tf.constant(float(self.preemption.requested), tf.float32)
+        if self.board:
+            self.board.profile(state["step"] + 1)
+        figures = self.step(batch, tf.constant(rate, tf.float32), stop)
         state["step"] += 1
-        sums = state["sums"]
-        sums["loss"] += loss if math.isfinite(loss) else 0.0  # a step that loss scaling skips
-        sums["correct"] += correct
-        sums["steps"] += 1
-        epoch = min((state["step"] - 1) // self.steps_per_epoch + 1, train.epochs)
-        clips = sums["steps"] * train.batch_size
-        progress.step(
-            state["step"],
-            train.batch_size,
-            f"{epoch}/{train.epochs}",
-            sums["loss"] / sums["steps"],
-            sums["correct"] / clips,
-        )
-        with self.writer.as_default(state["step"]):
-            tf.summary.scalar("train/loss", loss)
-            tf.summary.scalar("train/learning_rate", rate)
-            tf.summary.scalar("train/gradient_norm", float(norm))
+        self.pending.append((state["step"], rate, self.waited, figures))
+        if workers(self.strategy)[1] > 1:
+            state["position"] += train.batch_size  # every worker's rows; none is left out there
+        else:
+            positions = self.strategy.experimental_local_results(batch["position"])
+            state["position"] = max(int(tf.reduce_max(part)) for part in positions) + 1
+        self.batch = batch
+        self.stops |= self.preemption.requested and workers(self.strategy)[1] == 1
+        if len(self.pending) > 1:
+            self._look_at(*self.pending.pop(0), progress)
         self.unreadable.check()
 
-    def _check(self, loss, updated, rate):
+    def _look_at(self, step, rate, waited, figures, progress):
+        """Takes the figures of a step into account."""
+        train, sums = self.config.train, self.state["sums"]
+        loss, norm = float(figures["loss"]), float(figures["norm"])
+        self.stops = self.stops or float(figures["stop"]) > 0
+        self._check(step, loss, bool(figures["updated"]), rate)
+        sums["loss"] += loss if math.isfinite(loss) else 0.0  # a step that loss scaling skips
+        sums["correct"] += int(figures["correct"])
+        sums["steps"] += 1
+        clips = sums["steps"] * train.batch_size
+        epoch = min((step - 1) // self.steps_per_epoch + 1, train.epochs)
+        progress.step(
+            step, train.batch_size, f"{epoch}/{train.epochs}", sums["loss"] / sums["steps"], sums["correct"] / clips,
+            waited,
+        )  # fmt: skip
+        if self.board:
+            values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+            self.board.scalars(step, {f"train/{name}": value for name, value in values.items()})
+
+    def _check(self, step, loss, updated, rate):
         """Stops on a loss or gradient that is no number; mixed_float16 skips such steps and shrinks its scale first."""
         if math.isfinite(loss) and updated:
             self.bad_steps = 0
@@ -214,49 +338,95 @@ class _Training:
         if self.config.train.precision == "mixed_float16" and self.bad_steps < PATIENCE:
             return
         what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
-        files = self.checkpoints.files()
         raise TrainingDiverged(
-            f"{what} at step {self.state['step'] + 1} (learning rate {rate:g}). "
-            + (f"The last good checkpoint is {files[-1]}. " if files else "No checkpoint was written before. ")
-            + "A lower train.learning_rate, more train.schedule.warmup_epochs or a smaller train.clip_norm may help; "
+            f"{what} at step {step} (learning rate {rate:g}). {self._last_file()} "
+            "A lower train.learning_rate, more train.schedule.warmup_epochs or a smaller train.clip_norm may help; "
             "give the new settings a folder of their own with train.run=…"
         )
 
-    def _end_epoch(self, progress, clips_per_second):
-        state, train = self.state, self.config.train
-        epoch, sums = self._epochs_done(), state["sums"]
+    def _preempted(self, when):
+        signal, files = self.preemption.signal or "a signal to another worker", self.checkpoints.files()
+        whence = f" from {files[-1]}" if files else ""
+        return Preempted(f"stopped by {signal} {when}; the same command goes on{whence}")
+
+    def _last_file(self):
+        files = self.checkpoints.files()
+        return f"The last good checkpoint is {files[-1]}." if files else "No checkpoint was written before."
+
+    def _save(self, progress):
+        """Writes a checkpoint of all steps that were started."""
+        while self.pending:
+            self._look_at(*self.pending.pop(0), progress)
+        average_statistics(self.strategy, self.model, self.optimizer.statistics)
+        reasons = {}
+        for part in gather(self.strategy, self.unreadable.reasons):
+            reasons |= part
+        self.unreadable.restore(reasons)
+        state = self.state | {"unreadable": reasons}
+        _on_chief(self.strategy, lambda: self.checkpoints.save(state["step"], state))
+
+    def _end_epoch(self, progress):
+        """Evaluates, and writes the epoch's line; the checkpoint of its last step is there already."""
+        state, train, sums = self.state, self.config.train, self.state["sums"]
+        epoch = state["step"] // self.steps_per_epoch
         row = {
             "epoch": epoch,
             "step": state["step"],
             "learning_rate": learning_rate(train, self.steps_per_epoch, state["step"] - 1),
-            "train_loss": sums["loss"] / sums["steps"],
-            "train_top1": sums["correct"] / (sums["steps"] * train.batch_size),
-            "clips_per_second": clips_per_second,
+            "train_loss": sums["loss"] / max(sums["steps"], 1),
+            "train_top1": sums["correct"] / max(sums["steps"] * train.batch_size, 1),
+            "clips_per_second": sums["steps"] * train.batch_size / max(sums["seconds"], 1e-9),
+            "wait_share": sums["waited"] / max(sums["seconds"], 1e-9),
             "unreadable": len(self.unreadable.reasons),
         }
-        state["sums"] = {"loss": 0.0, "correct": 0, "steps": 0}
+        state["sums"], by_class = _nothing(), None
         if epoch % self.config.evaluate.every == 0 or epoch == train.epochs:
-            row |= self._evaluate(progress, epoch)
-        self.run.add_row(row)
-        with self.writer.as_default(state["step"]):
-            for key, value in row.items():
-                tf.summary.scalar(f"epoch/{key}", value)
+            figures, by_class = self._evaluate(epoch, progress)
+            row |= figures
+        _on_chief(self.strategy, lambda: self.run.add_row(row))
         progress.say(_row_text(row, train.epochs))
+        if self.board:
+            self.board.epoch(state["step"], row, by_class)
 
-    def _evaluate(self, progress, epoch):
-        average_statistics(self.model)
-        clips, config = self.data_set.validation, self.config
-        counter = Counter(len(clips), "evaluated", self.stream)
-        figures, _ = evaluate(
-            self.scorer, clips, self.data_set.labels, config.data, config.evaluate.batch_size, counter
-        )
-        best = self.state["best"]
-        # Where a group is held out to measure on it, its clips must not choose the epoch: the last one counts.
-        if best is None or config.data.holdout or figures["top1"] > best["top1"]:
-            self.run.save_best(self.model)
-            self.state["best"] = {"epoch": epoch, "top1": figures["top1"]}
+    def _evaluate(self, epoch, progress):
+        """(figures for the epoch's line, accuracy of each class)."""
+        config, labels = self.config, self.data_set.labels
+        counter = self._counting(progress.counter(len(self.data_set.validation), "evaluated"))
+        with self.optimizer.averaged():
+            average_statistics(self.strategy, self.model)
+            figures, scores = evaluate(
+                self.scorer, self.data_set.validation, labels, config.data, config.evaluate.batch_size, counter
+            )
+            # Where a group is held out to measure on it, its clips must not choose the epoch: the last one counts.
+            value, before = figures[config.train.best], self.best and self.best["value"]
+            if config.data.holdout or is_better(config.train.best, value, before):
+                with ordinary(self.model):
+                    _on_chief(self.strategy, lambda: self.run.save_best(self.model))
+                self.best = {"epoch": epoch, "value": value}
+            if self.board and epoch % config.train.board.every == 0:
+                batch = self.batch and {
+                    key: self.strategy.experimental_local_results(self.batch[key])[0] for key in self.batch
+                }
+                draw(self.board, self.state["step"], self.model, self.data_set, config, batch, scores)
         row = {f"val_{key}": figures[key] for key in ("top1", "top5", "mean_class", "loss", "clips")}
-        return row | {"val_unreadable": len(figures["unreadable"]), "best_epoch": self.state["best"]["epoch"]}
+        row |= {"val_unreadable": len(figures["unreadable"]), "best_epoch": self.best["epoch"]}
+        return row, class_accuracies(scores["logits"], scores["label"], len(labels))
+
+    def _counting(self, counter):
+        """Counts clips, and leaves an evaluation on a signal: the checkpoint before it is there."""
+
+        def count(done):
+            counter(done)
+            # Of several workers, one alone must not leave; the next step tells all of them.
+            if self.preemption.requested and workers(self.strategy)[1] == 1:
+                raise self._preempted("while evaluating")
+
+        return count
+
+
+def _nothing():
+    """The sums of an epoch at its beginning."""
+    return {"loss": 0.0, "correct": 0, "steps": 0, "seconds": 0.0, "waited": 0.0}
 
 
 def _row_text(row, epochs):

@@ -1,13 +1,18 @@
 """The papers' optimizer and learning-rate schedules."""
 
 import bisect
+import contextlib
 import math
 
 import tensorflow as tf
 
+from keras_stss.training.distribute import components
+
 #: Dynamic loss scaling of mixed_float16: start, and steps without overflow before the scale is doubled.
 INITIAL_SCALE = 2.0**15
 GROWTH_STEPS = 2000
+#: Moving averages: after n steps the next one counts 1 / (1 + n / WARM_UP), until `ema` asks for less.
+WARM_UP = 10.0
 
 
 def learning_rate(train, steps_per_epoch, step):
@@ -34,33 +39,54 @@ def learning_rate(train, steps_per_epoch, step):
 class MomentumSGD:
     """SGD with (Nesterov) momentum as the papers' code has it, which Keras' SGD is not.
 
-    The gradient is clipped by its global norm; then g ← g + weight_decay·w for kernels (not for biases and
-    normalisation); b ← momentum·b + g; w ← w - rate·(g + momentum·b), or w - rate·b without Nesterov. The rate is
-    outside the momentum, so a drop of the rate acts at once; weight decay goes through the momentum.
+    The gradient is clipped by its global norm; then g ← g + decay·w; b ← momentum·b + g;
+    w ← w - rate·(g + momentum·b), or w - rate·b without Nesterov. The rate is outside the momentum, so a drop of the
+    rate acts at once; weight decay goes through the momentum. Each group of weights has its own decay and factor of the
+    rate. A step whose gradient is not finite changes nothing but the loss scale, in any precision.
+
+    With ``train.ema`` a moving average of the weights is kept: a ← a + (1 - d)·(w - a) after each step, with
+    d = min(ema, n / (n + 10)) after n steps before. So it starts as the weights of the first step, whatever they were
+    when this was made, and covers about the last tenth of the run while that is shorter than what ``ema`` asks for.
+    The statistics of batch normalisation, which belong to the weights, are averaged with them.
 
     Args:
-        variables: the model's trainable Keras variables. Create the optimizer in the strategy's scope.
+        groups: list of :class:`keras_stss.training.groups.Group`. Create the optimizer in the strategy's scope.
         train: :class:`keras_stss.config.TrainConfig`.
+        statistics: the model's variables that are averaged beside the weights, see
+            :func:`keras_stss.training.batch_norm.statistics`.
+
+    Attributes:
+        parameters: TensorFlow's variables of the weights, in the model's order, in which gradients are given.
+        variables: the optimizer's whole state, for a checkpoint.
     """
 
-    def __init__(self, variables, train):
-        self.parameters = [variable.value for variable in variables]
-        self.decays = [train.weight_decay if variable.name == "kernel" else 0.0 for variable in variables]
-        self.train = train
-        self.velocities = [
-            self._state(tf.zeros(p.shape, p.dtype), f"velocity_{i}") for i, p in enumerate(self.parameters)
+    def __init__(self, groups, train, statistics=()):
+        members = [
+            (place, variable, group) for group in groups for place, variable in zip(group.places, group.variables)
         ]
+        members.sort(key=lambda member: member[0])
+        self.parameters = [variable.value for _, variable, _ in members]
+        self.decays = [group.decay for _, _, group in members]
+        self.rates = [group.rate for _, _, group in members]
+        self.train = train
+        self.velocities = [_state(tf.zeros(p.shape, p.dtype), f"velocity_{i}") for i, p in enumerate(self.parameters)]
         self.scaled = train.precision == "mixed_float16"
-        self.scale = self._state(INITIAL_SCALE if self.scaled else 1.0, "loss_scale")
-        self.good_steps = self._state(0, "good_steps")
-
-    @staticmethod
-    def _state(value, name):
-        return tf.Variable(value, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+        self.scale = _state(INITIAL_SCALE if self.scaled else 1.0, "loss_scale")
+        self.good_steps = _state(0, "good_steps")
+        self.averages = Averages([*self.parameters, *(each.value for each in statistics)], train.ema)
 
     @property
     def variables(self):
-        return [*self.velocities, self.scale, self.good_steps]
+        return [*self.velocities, self.scale, self.good_steps, *self.averages.variables]
+
+    @property
+    def statistics(self):
+        """Averages of statistics that each replica takes of its own clips; empty without ``train.ema``."""
+        return self.averages.shadows[len(self.parameters) :]
+
+    def averaged(self):
+        """Context manager: the model has the averaged weights inside it; without ``train.ema`` nothing happens."""
+        return self.averages.in_place()
 
     def apply(self, strategy, gradients, norm, rate):
         """One update, called in the cross-replica context.
@@ -68,36 +94,36 @@ class MomentumSGD:
         Args:
             strategy: the ``tf.distribute.Strategy`` in whose scope this was created.
             gradients: a tensor a parameter, already summed over replicas and divided by the loss scale.
-            norm: their global norm, a scalar; where it is not finite and losses are scaled, nothing is updated.
+            norm: their global norm, a scalar; where it is not finite, nothing is updated.
             rate: learning rate, a scalar.
 
         Returns:
             Whether the parameters were updated, a boolean scalar.
         """
         finite = tf.math.is_finite(norm)
-        shrink = 1.0 if self.train.clip_norm is None else self.train.clip_norm / tf.maximum(norm, self.train.clip_norm)
-        for parameter, velocity, gradient, decay in zip(self.parameters, self.velocities, gradients, self.decays):
-            update = self._updater(velocity, decay)
-            strategy.extended.update(parameter, update, args=(gradient, shrink, rate, finite), group=False)
+        tf.cond(finite, lambda: self._update(strategy, gradients, norm, rate), lambda: tf.constant(False))
         if self.scaled:
             self._adapt_scale(finite)
         return finite
 
+    def _update(self, strategy, gradients, norm, rate):
+        shrink = 1.0 if self.train.clip_norm is None else self.train.clip_norm / tf.maximum(norm, self.train.clip_norm)
+        for number, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            own = rate * self.rates[number]
+            update = self._updater(self.velocities[number], self.decays[number])
+            strategy.extended.update(parameter, update, args=(gradient, shrink, own), group=False)
+        self.averages.update(strategy)
+        return tf.constant(True)
+
     def _updater(self, velocity, decay):
         momentum, nesterov = self.train.momentum, self.train.nesterov
 
-        def update(parameter, gradient, shrink, rate, finite):
-            state = velocity
-            if hasattr(velocity, "values"):  # the replica's own part, which sits on the parameter's device
-                state = next(part for part in velocity.values if part.device == parameter.device)
+        def update(parameter, gradient, shrink, rate):
+            state = _beside(parameter, velocity)
             step = gradient * shrink + decay * parameter
             new = momentum * state + step
-            change = rate * (step + momentum * new if nesterov else new)
-            if self.scaled:
-                new = tf.where(finite, new, state)
-                change = tf.where(finite, change, tf.zeros_like(change))
             state.assign(new)
-            parameter.assign_sub(change)
+            parameter.assign_sub(rate * (step + momentum * new if nesterov else new))
 
         return update
 
@@ -106,3 +132,70 @@ class MomentumSGD:
         grow = good >= GROWTH_STEPS
         self.scale.assign(tf.where(finite, tf.where(grow, self.scale * 2.0, self.scale), self.scale * 0.5))
         self.good_steps.assign(tf.where(grow, 0, good))
+
+
+class Averages:
+    """Moving averages of variables over the steps (see :class:`MomentumSGD`).
+
+    Args:
+        originals: TensorFlow variables of the model.
+        decay: how much of the average each step keeps; None keeps no averages.
+    """
+
+    def __init__(self, originals, decay):
+        self.decay = decay
+        self.originals = [] if decay is None else originals
+        self.shadows = [_state(tf.zeros(v.shape, v.dtype), f"average_{i}") for i, v in enumerate(self.originals)]
+        self.variables = list(self.shadows)
+        if self.shadows:
+            self.steps = _state(0, "averaged_steps")
+            self.variables.append(self.steps)
+
+    def update(self, strategy):
+        """Takes the present values in, called in the cross-replica context."""
+        if not self.shadows:
+            return
+        before = tf.cast(self.steps, tf.float32)
+        new = tf.maximum(1.0 - self.decay, WARM_UP / (before + WARM_UP))
+        for original, shadow in zip(self.originals, self.shadows):
+            strategy.extended.update(original, self._updater(shadow), args=(new,), group=False)
+        self.steps.assign_add(1)
+
+    @staticmethod
+    def _updater(shadow):
+        def update(original, new):
+            average = _beside(original, shadow)
+            average.assign_add(new * (original - average))
+
+        return update
+
+    @contextlib.contextmanager
+    def in_place(self):
+        """The originals have their averages' values inside it, all copies of them, and get their own back after it."""
+        if not self.shadows or not int(components(self.steps)[0]):
+            yield
+            return
+        originals = [copy for variable in self.originals for copy in components(variable)]
+        shadows = [copy for variable in self.shadows for copy in components(variable)]
+        # Kept apart, not swapped, so that an exception in between finds all of them.
+        own = [tf.identity(original) for original in originals]
+        try:
+            _assign(originals, shadows)
+            yield
+        finally:
+            _assign(originals, own)
+
+
+def _state(value, name):
+    """A variable of the optimizer, whose copies on the replicas stay equal."""
+    return tf.Variable(value, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _beside(copy, variable):
+    """The copy of a variable that sits on the device of a copy of another one."""
+    return next((part for part in components(variable) if part.device == copy.device), variable)

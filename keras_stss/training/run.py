@@ -1,27 +1,42 @@
 """A run directory: config.yaml, labels.json, metrics.jsonl, events, checkpoints/, best.keras, log.txt."""
 
+import contextlib
+import fcntl
 import json
 import logging
+import math
 import os
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from keras_stss.config import ConfigError, dump_config, load_config
+from keras_stss.training.files import remove_unfinished, replacing, write_atomically
 
-#: Keys that may change between the start of a run and its continuation: they do not change what it computes.
+log = logging.getLogger(__name__)
+
+#: Keys, and sections, that may change between the start of a run and its continuation: they do not change what it
+#: computes.
 FREE_KEYS = (
     "data.workers",
     "data.root",
     "data.max_unreadable",
     "train.run",
+    "train.resume",
     "train.keep_checkpoints",
     "train.checkpoint_steps",
+    "train.cluster",
+    "train.restarts",
+    "train.board",
+    "evaluate.batch_size",
     "model.init",  # where the weights came from at the start
     "model.pretrained",
     "model.pretrained_strict",
 )
+
+#: Keys that may change, too, and change the figures by rounding (and batch normalisation's, by the share of a device):
+#: a run goes on where there is a machine for it.
+DEVICE_KEYS = ("train.strategy", "train.devices", "train.logical_cpus", "train.xla")
 
 
 class Run:
@@ -38,23 +53,21 @@ class Run:
         self.metrics = self.folder / "metrics.jsonl"
         self.events = self.folder / "tensorboard"
 
-    def open(self, config, labels):
+    def open(self, config, labels, resume=None):
         """Starts the run, or checks that the run in this folder is this one.
 
+        Args:
+            config: :class:`keras_stss.config.Config`.
+            labels: class labels, by index.
+            resume: "auto" or "never" (default: ``train.resume``); a process that another one starts again needs "auto".
+
         Raises:
-            ConfigError: where the folder holds a run with other settings, or other files.
+            ConfigError: where the folder holds a run with other settings, or other files, or a run that cannot go on.
         """
         path = self.folder / "config.yaml"
-        begun = path.is_file() and self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        begun = path.is_file() and self._has_begun()
         if begun:
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
-            after = yaml.safe_load(dump_config(config))
-            changed = [line for line in _differences(before, after) if line.split(":")[0] not in FREE_KEYS]
-            if changed:
-                raise ConfigError(
-                    f"{self.folder} holds a run with other settings; continue it with its own, or name another "
-                    "folder with train.run=…\n  " + "\n  ".join(changed)
-                )
+            self._check_same(load_config(path), config, resume or config.train.resume)
         elif not path.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
             raise ConfigError(f"{self.folder} holds files but no run; name another folder with train.run=…")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,20 +77,87 @@ class Run:
         elif self.labels() != labels:
             raise ConfigError(f"{self.folder} holds a run with other class labels than the data set has now")
 
+    def _has_begun(self):
+        """Whether there is, or was, anything to go on from."""
+        saved = [*self.checkpoints.glob("step-*.npz"), *self.checkpoints.glob("*.damaged")]
+        return bool(saved) or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
+
+    def _check_same(self, before, after, resume):
+        """Raises where the run that was begun cannot go on. Keys that it does not know have their defaults there."""
+        if resume == "never":
+            raise ConfigError(
+                f"{self.folder} holds a run already, and train.resume is never; name another folder with train.run=…, "
+                "or go on with it by train.resume=auto"
+            )
+        lines = _differences(before.model_dump(mode="json"), after.model_dump(mode="json"))
+        changed = [line for line in lines if not _is_among(line, (*FREE_KEYS, *DEVICE_KEYS))]
+        if changed:
+            raise ConfigError(
+                f"{self.folder} holds a run with other settings; continue it with its own, or name another "
+                "folder with train.run=…\n  " + "\n  ".join(changed)
+            )
+        if not any(self.checkpoints.glob("step-*.npz")):
+            raise ConfigError(
+                f"{self.folder} holds a run of {len(self.rows())} epochs but no checkpoint to go on from; put one back "
+                f"into {self.checkpoints}, or begin anew in another folder with train.run=…"
+            )
+        for line in lines:
+            if _is_among(line, DEVICE_KEYS):
+                log.warning("going on with %s: the figures may differ by rounding", line)
+
+    @contextlib.contextmanager
+    def claimed(self):
+        """Holds the folder for this process: two that train in one folder would spoil each other's files.
+
+        Raises:
+            ConfigError: where another process holds it.
+        """
+        with contextlib.ExitStack() as stack:
+            number = os.open(self.folder, os.O_RDONLY)
+            stack.callback(os.close, number)  # which gives the folder free, as the end of the process does
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"another process is training in {self.folder}: wait for its end, or name another folder with "
+                    "train.run=…"
+                ) from None
+            except OSError as error:  # a file system that knows no locks
+                log.info("%s is not locked against other processes: %s", self.folder, error)
+            remove_unfinished(self.folder)
+            yield
+
     def labels(self):
         """The class labels, by index."""
-        return _read_json(self.folder / "labels.json")[0]
+        return _read_json(self.folder / "labels.json")
 
-    def log_to_file(self):
-        """Sends the package's log lines to ``log.txt`` as well; returns the handler."""
-        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+    @contextlib.contextmanager
+    def logged(self):
+        """Sends the package's log lines to ``log.txt`` as well."""
+        handler = _LogFile(self.folder / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger("keras_stss").addHandler(handler)
-        return handler
+        logger = logging.getLogger("keras_stss")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
 
     def rows(self):
-        """The lines of metrics.jsonl."""
-        return _read_json(self.metrics, by_line=True) if self.metrics.is_file() else []
+        """The lines of metrics.jsonl; where a power cut has torn the last one, those before it, with a warning."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise ConfigError(f"{self.metrics} cannot be read as JSON: line {number}: {error}") from None
+                log.warning("%s: the last line is torn and left out: %.60s", self.metrics, line)
+        return rows
 
     def last_row(self):
         """The last line of metrics.jsonl; raises ConfigError where there is none."""
@@ -87,25 +167,47 @@ class Run:
         return rows[-1]
 
     def keep_rows(self, epochs):
-        """Drops the lines of epochs that a restored checkpoint has not seen."""
-        rows = [row for row in self.rows() if row["epoch"] <= epochs]
-        write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        """Drops the lines of epochs that a restored checkpoint has not seen, and what is left of a torn one."""
+        self._write_rows([row for row in self.rows() if row["epoch"] <= epochs])
 
     def add_row(self, row):
-        """Adds a line to metrics.jsonl."""
-        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in [*self.rows(), row]))
+        """Adds a line to metrics.jsonl; who reads it meanwhile sees the old lines or all of them."""
+        self._write_rows([*self.rows(), row])
+
+    def _write_rows(self, rows):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if not self.metrics.is_file() or self.metrics.read_bytes() != text.encode():
+            write_atomically(self.metrics, text)
 
     def save_scores(self, scores):
         """Writes scores.npz: index into the validation clips, label and logits of every clip that was scored."""
-        unfinished = self.folder / "scores.tmp.npz"
-        np.savez(unfinished, **scores)
-        os.replace(unfinished, self.folder / "scores.npz")
+        with replacing(self.folder / "scores.npz") as unfinished:
+            np.savez(unfinished, **scores)
 
     def save_best(self, model):
         """Writes best.keras."""
-        unfinished = self.folder / "unfinished.keras"
-        model.save(unfinished)
-        os.replace(unfinished, self.best)
+        with replacing(self.best) as unfinished:
+            model.save(unfinished)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, without a traceback for every line that is lost."""
+
+    def handleError(self, record):
+        pass
+
+
+def is_better(metric, value, best):
+    """Whether a figure of the validation clips beats the best so far.
+
+    Args:
+        metric: ``train.best``: "loss" is better lower, all others higher.
+        value: the figure; one that is no number beats nothing.
+        best: the best so far, or None.
+    """
+    if best is None or math.isnan(best):
+        return best is None or not math.isnan(value)
+    return value < best if metric == "loss" else value > best
 
 
 def read_run(folder):
@@ -125,20 +227,11 @@ def read_run(folder):
     return run, load_config(run.folder / "config.yaml"), run.labels()
 
 
-def _read_json(path, by_line=False):
-    """The values of a JSON file, or of each of its lines."""
+def _read_json(path):
     try:
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(part) for part in (text.splitlines() if by_line else [text])]
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
-
-
-def write_atomically(path, text):
-    """Writes a text file that is either the old one or the whole new one."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _differences(before, after, prefix=""):
@@ -150,3 +243,9 @@ def _differences(before, after, prefix=""):
         elif old != new:
             lines.append(f"{prefix}{key}: {old!r} there, {new!r} now")
     return lines
+
+
+def _is_among(line, keys):
+    """Whether a line of :func:`_differences` is about one of these keys, or of these sections."""
+    changed = line.split(":")[0]
+    return any(changed == key or changed.startswith(f"{key}.") for key in keys)
