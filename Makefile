@@ -47,7 +47,7 @@ lint: $(STAMP)
 # The tables of docs/benchmarks.md, measured here; beside the peers where `make peers` has built their environments.
 bench: install
 	@mkdir -p benchmarks/results
-	@for kind in stss block model data; do \
+	@for kind in stss block model data train; do \
 	  $(BIN)/keras-stss bench $$kind --out benchmarks/results/$$kind.json --markdown docs/benchmarks.md || exit; done
 
 # Other people's code to compare with, in environments of its own: never a dependency.

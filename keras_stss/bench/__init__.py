@@ -7,17 +7,17 @@ visits their contestants in turn, and everybody's output is held to the same num
 import time
 from pathlib import Path
 
-from keras_stss.bench import data, machine, networks, stss
+from keras_stss.bench import data, machine, networks, stss, training
 from keras_stss.bench.workers import BenchError, Workers
 
-KINDS = {"stss": stss, "block": networks, "model": networks, "data": data}
+KINDS = {"stss": stss, "block": networks, "model": networks, "data": data, "train": training}
 
 
 def bench(kind, quick=False, peers=None, **options):
     """Runs one benchmark.
 
     Args:
-        kind: "stss" (the operation), "block", "model" or "data" (from files to batches).
+        kind: "stss" (the operation), "block", "model", "data" (from files to batches) or "train" (the loop).
         quick: small shapes and few repetitions, to see that everything runs; its figures mean nothing.
         peers: folder that holds the peers' virtual environments (default: the checkout).
         **options: of the kind; see :func:`keras_stss.bench.networks.run`.

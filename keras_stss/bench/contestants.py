@@ -14,7 +14,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 import keras_stss
 from keras_stss import blocks, build_model, ops
-from keras_stss.bench import readers
+from keras_stss.bench import loops, readers
 from keras_stss.config import parse_config
 from keras_stss.ops import dispatch
 
@@ -227,4 +227,5 @@ CONTESTANTS = {
     **{("stss", name): make for name, make in STSS.items()},
     **{(kind, name): make for kind in ("block", "model") for name, make in NETWORK.items()},
     **readers.CONTESTANTS,
+    **loops.CONTESTANTS,
 }

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from keras_stss.bench import data_tables
+from keras_stss.bench import data_tables, training_tables
 from keras_stss.bench.machine import BUSY
 from keras_stss.bench.workers import BenchError
 
@@ -13,14 +13,17 @@ DIFFERENCES = {
     "block": "to our reference in the L2 norm, of the outputs · of outputs and input's gradient in the training step",
     "model": "to our reference in the L2 norm, of the logits · of the first convolution's gradient",
     "data": "mean, of decoded pixels to ours from the files, in levels of 255",
+    "train": "of the first step's loss, relative to that of our loop: the same weights have seen the same clips",
 }
+#: Kinds whose rows count clips a second.
+OWN = {"data": data_tables.render, "train": training_tables.render}
 RATIOS = {"stss": "to native", "block": "to native", "model": "to TSM-R18"}
 
 
 def render(result):
     """Markdown of what :func:`keras_stss.bench.bench` returns: tables, and what they were measured on."""
-    if result["kind"] == "data":
-        return "\n".join([*data_tables.render(result), *_notes(result)]) + "\n"
+    if result["kind"] in OWN:
+        return "\n".join([*OWN[result["kind"]](result), *_notes(result)]) + "\n"
     lines = []
     for shape in dict.fromkeys(case["shape"] for case in result["cases"]):
         cases = [case for case in result["cases"] if case["shape"] == shape]
