@@ -152,7 +152,7 @@ def test_an_ensemble_reads_back_as_it_was_written():
 def test_a_key_like_none_other_gets_no_guess():
     message = refusal(values(train={"zzzzqqq": 1}))
     assert "Did you mean" not in message
-    assert "Known here: run, epochs, batch_size" in message
+    assert "Known here: run, resume, epochs, batch_size" in message
 
 
 def test_all_faults_come_at_once():
@@ -446,8 +446,10 @@ def test_every_key_is_read_somewhere():
     dead = []
     for key in keys:
         name = key.rpartition(".")[2]
-        if "STAGE" in key or key.startswith(("model.stm.", "data.augment.color_jitter.")):
-            continue  # handed on as arguments: of a block, see the test below, or of color_jitter
+        if "STAGE" in key or key.startswith(
+            ("model.stm.", "data.augment.color_jitter.", "train.rates.", "train.decays.")
+        ):
+            continue  # handed on together: to a block, see the test below, to color_jitter, to the groups of weights
         used = re.search(rf"\.{name}\b", everything)
         if key.startswith("data."):  # the annotation files are looked up by name
             texts = [text for path, text in sources.items() if path.parent.name == "annotations"]

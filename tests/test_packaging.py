@@ -21,13 +21,15 @@ def test_the_configs_are_in_the_package(tmp_path):
     code = (
         "import sys; sys.path.insert(0, '.')\n"
         "from keras_stss.config import find_config\n"
+        "from keras_stss.config.recipes import list_recipes\n"
         "from keras_stss.models.presets import list_models\n"
-        "print(find_config('demo'), *map(find_config, list_models()), sep='\\n')"
+        "assert len(list_models()) >= 30 and len(list_recipes()) >= 50\n"
+        "print(*map(find_config, sys.argv[1:]), sep='\\n')"
     )
+    names = sorted(path.stem for path in (ROOT / "configs").rglob("*.yaml"))
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "lib", capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *names], cwd=tmp_path / "lib", capture_output=True, text=True, check=True
     ).stdout.split()
-    names = {path.name for path in (ROOT / "configs" / "models").glob("*.yaml")}
-    assert {Path(path).name for path in found} == {"demo.yaml", *names}
+    assert [Path(path).stem for path in found] == names
     home = tmp_path / "lib" / "keras_stss" / "configs"
     assert all((tmp_path / "lib" / path).is_relative_to(home) for path in found)

@@ -12,6 +12,10 @@ def add(commands):
     train = commands.add_parser("train", help="train a model, or go on with a run")
     train.add_argument("--config", required=True, help="YAML file, or a bare name in configs/")
     train.add_argument("overrides", nargs="*", metavar="key.path=value", help="values to use instead of the file's")
+    train.add_argument(
+        "--dry-run", action="store_true",
+        help="two steps of everything (train, evaluate, save, go on, export) in a folder that is removed",
+    )  # fmt: skip
     train.add_argument("--json", action="store_true", help="print the last epoch's figures (of every fold) as JSON")
     train.set_defaults(command=_train)
 
@@ -38,16 +42,18 @@ def _train_or_go_on(options):
 
     check_there(config.data)  # before TensorFlow starts, which takes longer than to see that the data is not there
     from keras_stss.training.distribute import WorkerLost
-    from keras_stss.training.loop import train
     from keras_stss.training.preempt import PREEMPTED, Preempted
 
+    name, stream = Path(options.config).stem, sys.stderr if options.json else sys.stdout
     try:
-        result = train(config, Path(options.config).stem, sys.stderr if options.json else sys.stdout)
+        result = _rehearse(config, name, stream) if options.dry_run else _run(config, name, stream)
     except (Preempted, WorkerLost) as error:
         print(f"keras-stss: {error}", file=sys.stderr)
         return PREEMPTED if isinstance(error, Preempted) else LOST
     if options.json:
         print(json.dumps(result))
+    elif options.dry_run:
+        print(f"the rehearsal of {name} went through")
     elif isinstance(result, list):
         _print_folds(result)
     else:
@@ -55,6 +61,19 @@ def _train_or_go_on(options):
             f"done: validation top-1 {result['val_top1']:.1%} after {result['epoch']} epochs; best.keras is of epoch "
             f"{result['best_epoch']}; everything lies in {result['run']}"
         )
+
+
+def _run(config, name, stream):
+    from keras_stss.training.loop import train
+
+    return train(config, name, stream)
+
+
+def _rehearse(config, name, stream):
+    from keras_stss.export import export_run
+    from keras_stss.training.rehearsal import rehearse
+
+    return rehearse(config, name, export_run, stream)
 
 
 def _print_folds(results):

@@ -61,16 +61,18 @@ class Config(Section):
         return self
 
 
+#: The parts of a folder of configs, searched in this order.
+PARTS = ("", "models", "recipes", "ablations")
 #: Folders of the configs that this library ships: beside the package in a checkout, in it when installed.
 SHIPPED = tuple(
     folder / part
     for folder in (Path(__file__).resolve().parents[1] / "configs", Path(__file__).resolve().parents[2] / "configs")
-    for part in ("", "models")
+    for part in PARTS
 )
 
 
 def find_config(name):
-    """Path of a config: a path as given, or a bare name looked up in ``configs/`` and ``configs/models/``.
+    """Path of a config: a path as given, or a bare name looked up in ``configs/`` and its ``PARTS``.
 
     Args:
         name: ``demo``, ``demo.yaml`` or a path.
@@ -79,7 +81,7 @@ def find_config(name):
         ConfigError: where there is no such file, with the names that there are.
     """
     given = Path(name)
-    folders = (Path("configs"), Path("configs", "models"), *SHIPPED)
+    folders = (*(Path("configs", part) for part in PARTS), *SHIPPED)
     tried = [given]
     if len(given.parts) == 1:
         file_name = given.name if given.suffix in (".yaml", ".yml") else f"{given.name}.yaml"
@@ -87,11 +89,14 @@ def find_config(name):
     for path in tried:
         if path.is_file():
             return path
-    known = sorted({path.name for folder in folders for path in folder.glob("*.yaml")})
+    found = sorted({path for folder in folders for path in folder.glob("*.yaml")})
+    where = f" here, and {file_name} in configs/ and its folders {', '.join(PARTS[1:])}" if len(tried) > 1 else ""
+    top = sorted({path.name for path in found if path.parent.name not in PARTS})
+    more = len({path.name for path in found} - set(top))
     raise ConfigError(
-        f"no config {str(name)!r}: looked for {', '.join(dict.fromkeys(str(path) for path in tried))}."
-        + _nearest(given.name, known)
-        + (f" There are: {', '.join(known)}." if known else "")
+        f"no config {str(name)!r}: looked for {given}{where}."
+        + _nearest(given.name, [path.name for path in found])
+        + (f" There are: {', '.join(top)}" + (f", and {more} in its folders." if more else ".") if found else "")
     )
 
 

@@ -99,7 +99,8 @@ class Board:
                 was evaluated.
         """
         with self._writing(step):
-            self._numbers({f"epoch/{key}": value for key, value in row.items() if isinstance(value, (int, float))})
+            numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
+            self._numbers({f"epoch/{key}": value for key, value in numbers.items() if key not in ("epoch", "step")})
             known = drawing.sorted_classes(self.labels, class_accuracies or [])
             if known and row["epoch"] % self.config.every == 0:
                 title = f"validation clips after epoch {row['epoch']}: "

@@ -93,11 +93,11 @@ class _Chief:
         if not isinstance(number, int) or not 0 < number < self.cluster.count:
             return  # somebody else
         if "ended" in message:
-            _send(connection, {"refused": "you have ended"})
+            self.waiting[number] = connection
             self._refuse(_ended(self.cluster, number, message["ended"]))
+        self.waiting[number] = connection
         if lines := _differences(self.facts, message.get("facts")):
             self._refuse(f"worker {number} does not do the same as the chief: " + "; ".join(lines))
-        self.waiting[number] = connection
 
     def _drop_gone(self):
         """A worker that waits says nothing more: one that can be read from has gone, and will call again."""

@@ -148,7 +148,7 @@ class Averages:
         self.shadows = [_state(tf.zeros(v.shape, v.dtype), f"average_{i}") for i, v in enumerate(self.originals)]
         self.variables = list(self.shadows)
         if self.shadows:
-            self.steps = _state(0, "averaged_steps")
+            self.steps = _state(tf.constant(0, tf.int64), "averaged_steps")
             self.variables.append(self.steps)
 
     def update(self, strategy):

@@ -110,7 +110,7 @@ class ProgressLine:
         head = f"epoch {epoch_text}"
         tail = (
             f"loss {loss:.3f}  top-1 {accuracy:.1%}  {self.recent.rate:.1f} clips/s  "
-            f"wait {self.recent.wait_share:.0%}  {_clock(self._left(step))} left"
+            f"wait {self.recent.wait_share:.0%}" + self._left(step)
         )
         if self.bar:
             self.bar.update(self.task, completed=step, description=head, tail=tail)
@@ -129,9 +129,11 @@ class ProgressLine:
             self.recent.add(*(-number for number in self.latest.popleft()), steps=-1)
 
     def _left(self, step):
-        """Seconds that the rest takes: steps as fast as of late, and as much time beside them as so far."""
+        """What the rest takes: steps as fast as of late, and as much time beside them as so far."""
+        if self.steps == 1:
+            return ""
         per_step = self.recent.seconds / self.recent.steps + self.paused / self.steps
-        return (self.total - step) * per_step
+        return f"  {_clock((self.total - step) * per_step)} left"
 
     @contextlib.contextmanager
     def pause(self):

@@ -44,7 +44,9 @@ def make_step(strategy, model, optimizer, train):
         truth = batch.get("target", batch["label"])
         before = [tf.convert_to_tensor(variable) for variable in share.statistics]
         gradients, loss, correct = share(batch["frames"], truth, batch["label"], scale)
-        *gradients, loss, correct, stop = context.all_reduce("SUM", [*gradients, loss, correct, stop])
+        # What comes from outside has no device here, which the exchange between workers needs.
+        local = [*gradients, loss, correct, tf.identity(stop)]
+        *gradients, loss, correct, stop = context.all_reduce("SUM", local)
         if optimizer.scaled:
             gradients = [gradient / scale for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)

@@ -50,7 +50,8 @@ def finish_view(part, seed, data, flip):
         view = rand_augment(view, fold(seed, _RAND_AUGMENT), ops, magnitude)
     jitter = augment.color_jitter
     if jitter.brightness or jitter.contrast or jitter.saturation or jitter.hue:
-        view = color_jitter(view, fold(seed, _JITTER), **jitter.model_dump())
+        strengths = {name: getattr(jitter, name) for name in ("brightness", "contrast", "saturation", "hue")}
+        view = color_jitter(view, fold(seed, _JITTER), probability=jitter.probability, **strengths)
     if augment.grayscale:
         view = random_grayscale(view, fold(seed, _GRAYSCALE), augment.grayscale)
     if augment.erasing:
