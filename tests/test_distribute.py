@@ -28,6 +28,7 @@ from keras_stss.evaluation.evaluate import Scorer, evaluate
 from keras_stss.models import build_model, load_model
 from keras_stss.training import loop
 from keras_stss.training.distribute import average_statistics, components, make_strategy
+from keras_stss.training.groups import parameter_groups
 from keras_stss.training.optimizer import MomentumSGD
 from keras_stss.training.step import make_step
 
@@ -74,7 +75,7 @@ def steps(strategy, name, repeated):
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model = build_model(config, classes=3)
-        optimizer = MomentumSGD(model.trainable_variables, config.train)
+        optimizer = MomentumSGD(parameter_groups(model, config.train), config.train)
     step = make_step(strategy, model if repeated else Frozen(model), optimizer, config.train)
     data = tf.data.Dataset.from_generator(lambda: batches(repeated), output_signature={
         "frames": tf.TensorSpec((4, 2, 16, 16, 3), tf.uint8), "label": tf.TensorSpec((4,), tf.int32),

@@ -86,9 +86,9 @@ def test_parts_normalise_apart():
     close(Trained(batch=twice, accumulate=2), Trained(batch=twice))
 
 
-def test_xla_makes_the_same_step(plain):
-    close(Trained(xla=True), plain, 2e-4)
-    close(Trained(xla=True, accumulate=2, batch_norm="frozen"), Trained(batch_norm="frozen"), 2e-4)
+def test_xla_makes_the_same_step(frozen):
+    """In two parts, which XLA compiles once."""
+    close(Trained(xla=True, accumulate=2, batch_norm="frozen"), frozen, 2e-4)
 
 
 @pytest.mark.parametrize(("precision", "band"), [("mixed_float16", 0.01), ("mixed_bfloat16", 0.05)])
@@ -115,10 +115,12 @@ def test_the_figures_of_a_step_are_those_of_its_clips():
 
 def test_blended_clips_have_blended_labels():
     batch = clips()
-    hard = {**batch, "target": tf.one_hot(batch["label"], CLASSES)}
-    soft = {**batch, "target": 0.5 * tf.one_hot(batch["label"], CLASSES) + 0.5 * tf.one_hot([1, 1, 1, 1], CLASSES)}
-    assert Trained(steps=1, batch=hard).losses == pytest.approx(Trained(steps=1, batch=batch).losses, rel=1e-6)
-    assert Trained(steps=1, batch=soft).losses[0] != pytest.approx(Trained(steps=1, batch=batch).losses[0], rel=1e-3)
+    plain = Trained(steps=1, batch=batch)
+    close(Trained(steps=1, batch={**batch, "target": tf.one_hot(batch["label"], CLASSES)}), plain)
+    others = tf.one_hot(tf.reverse(batch["label"], [0]), CLASSES)
+    soft = Trained(steps=1, batch={**batch, "target": 0.5 * tf.one_hot(batch["label"], CLASSES) + 0.5 * others})
+    moved = [np.abs(value - plain.weights()[path]).max() for path, value in soft.weights().items()]
+    assert max(moved) > 1e-3
 
 
 def test_twins_add_the_correlation_of_two_views():

@@ -36,7 +36,7 @@ class Size:
     crop: int = 224
     batch: int = 8
     batches: int = 4
-    long: int = 200
+    long: int = 1000
     effort: Effort = EFFORT
 
 
@@ -177,6 +177,6 @@ def _memory(workers, kind, base, form, size, quick):
         except WorkerError as error:
             return found | {"error": str(error)}
     # The buffers fill in the first batches.
-    start = min(20, size.long // 4)
+    start = min(100, size.long // 4)
     places = [start, size.long // 2, -1]
     return found | {"start": start, "used": [int(used[place]) for place in places], "largest": int(used.max())}

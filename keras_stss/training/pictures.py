@@ -1,8 +1,11 @@
 """What an epoch shows of its clips."""
 
+import contextlib
+
 import numpy as np
 
-from keras_stss.data.pipeline import evaluation_stream
+from keras_stss.data.decode import ClipError
+from keras_stss.data.pipeline import read_view
 from keras_stss.evaluation.mistakes import surest_mistakes
 
 
@@ -29,20 +32,21 @@ def draw(board, step, model, data_set, config, batch, scores):
     pictures, captions = _views([clips[index] for index, _ in found], [text for _, text in found], config.data)
     if captions:
         board.clips(step, "validation/mistakes", pictures, captions)
-    pictures, _ = _views(clips[: wanted.motion], [""] * wanted.motion, config.data)
-    if pictures is not None:
-        board.motion(step, model, pictures)
+    # The same ones each time; lists are often sorted by class.
+    chosen = clips[:: max(len(clips) // max(wanted.motion, 1), 1)][: wanted.motion]
+    pictures, captions = _views(chosen, [data_set.labels[clip.label] for clip in chosen], config.data)
+    if captions:
+        board.motion(step, model, pictures, captions)
 
 
 def _views(clips, captions, data):
-    """(frames of the clips as in testing, their captions), without those that cannot be read; (None, []) for none."""
-    if not clips:
-        return None, []
-    (batch,) = evaluation_stream(clips, data.model_copy(update={"max_unreadable": 1.0}), len(clips))
-    index = batch["index"].numpy()
-    readable = np.flatnonzero(index >= 0)
-    return (
-        (batch["frames"].numpy()[readable], [captions[index[place]] for place in readable])
-        if len(readable)
-        else (None, [])
-    )
+    """(frames of the clips as in testing, their captions), without those that cannot be read.
+
+    One by one: a stream for so few costs more than all else that is drawn.
+    """
+    frames, kept = [], []
+    for clip, caption in zip(clips, captions):
+        with contextlib.suppress(ClipError):
+            frames.append(read_view(clip, data))
+            kept.append(caption)
+    return np.array(frames), kept
