@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from keras_stss.data import synthetic
+from keras_stss.data.synthetic import write
 
 SIZES = {"train_per_class": 2, "validation_per_class": 1, "frames": 9, "height": 48, "width": 64}
 TINY = {**SIZES, "progress": False}
@@ -110,13 +111,13 @@ def test_number_of_workers_does_not_change_a_byte_and_the_seed_does(tiny, tmp_pa
 def test_a_rerun_writes_nothing_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     encode, calls = synthetic.encode_webm, []
 
-    def interrupted(path, clip):
+    def interrupted(path, clip, apart):
         calls.append(path)
         if len(calls) == 10:
             raise KeyboardInterrupt
-        encode(path, clip)
+        encode(path, clip, apart)
 
-    monkeypatch.setattr(synthetic, "encode_webm", interrupted)
+    monkeypatch.setattr(write, "encode_webm", interrupted)
     with pytest.raises(KeyboardInterrupt):
         synthetic.prepare(tmp_path, **TINY, workers=1)
     assert not (tmp_path / "something-something-v2-train.json").exists()
@@ -124,7 +125,7 @@ def test_a_rerun_writes_nothing_and_an_interrupted_run_goes_on(tmp_path, monkeyp
     left = len(list(tmp_path.rglob("*.webm")))
     assert 9 <= left < 36
 
-    monkeypatch.setattr(synthetic, "encode_webm", encode)
+    monkeypatch.setattr(write, "encode_webm", encode)
     assert synthetic.prepare(tmp_path, **TINY)["written"] == 36 - left
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert synthetic.prepare(tmp_path, **TINY)["written"] == 0
@@ -136,7 +137,7 @@ def test_a_failed_encoding_leaves_no_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     clip = synthetic.render_clip(0, rng(0), 8, 48, 64)
-    monkeypatch.setattr(synthetic.os, "replace", full)
+    monkeypatch.setattr(write.os, "replace", full)
     with pytest.raises(OSError, match="disk full"):
         synthetic.encode_webm(tmp_path / "1.webm", clip)
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,12 @@ def add(commands):
     prepare = commands.add_parser("prepare", help="make or check a data set")
     sets = prepare.add_subparsers(required=True, metavar="DATASET")
     synthetic = sets.add_parser("synthetic", help="write the embedded data set: videos whose class is the motion alone")
-    synthetic.add_argument("root", nargs="?", default="data/synthetic", help="folder to write (default: %(default)s)")
+    synthetic.add_argument("root", nargs="?", help="folder to write (default: data/synthetic, data/long_range)")
+    synthetic.add_argument(
+        "--variant", choices=["motion", "long_range"], default="motion",
+        help="motion: twelve motions of one thing; long_range: 30 classes of films that are cut, which only frames up "
+        "to three sampled ones apart tell apart (default: %(default)s)",
+    )  # fmt: skip
     synthetic.add_argument("--train-per-class", type=int, help="training clips a class")
     synthetic.add_argument("--validation-per-class", type=int, help="validation clips a class")
     synthetic.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels (default: 0)")
@@ -54,10 +59,14 @@ def add(commands):
 def _prepare_synthetic(options):
     from keras_stss.data.synthetic import prepare
 
-    chosen = {"train_per_class": options.train_per_class, "validation_per_class": options.validation_per_class}
+    root = options.root or {"motion": "data/synthetic", "long_range": "data/long_range"}[options.variant]
     try:
         summary = prepare(
-            options.root, seed=options.seed, **{key: value for key, value in chosen.items() if value is not None}
+            root,
+            variant=options.variant,
+            train_per_class=options.train_per_class,
+            validation_per_class=options.validation_per_class,
+            seed=options.seed,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -10,13 +10,10 @@ Geometry is in frame heights: x runs from 0 to width / height, y from 0 (top) to
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 
-import av
 import numpy as np
+
+from keras_stss.data.synthetic.things import SHAPES, TEXTURES, Thing, colour_apart, paint
 
 TEMPLATES = (
     "Moving [something] from left to right",
@@ -34,12 +31,6 @@ TEMPLATES = (
 )
 REVERSED = {0: 1, 1: 0, 2: 3, 3: 2, 4: 5, 5: 4, 6: 7, 7: 6}
 RIGHT, UP, NEARER, CLOCKWISE, SHAKE, BEHIND, BACK, COLLIDE = 0, 2, 4, 6, 8, 9, 10, 11  # those drawn forwards
-
-FPS = 12  # the rate of Something-Something V2
-VERSION = 1  # raised whenever the pixels of a given seed change, so that an old folder is not mistaken
-MARKER, PREFIX, VIDEOS = "synthetic.json", "something-something-v2", "20bn-something-something-v2"
-# Arguments of a set, as the marker holds them, and the least value of each.
-LEAST = {"seed": 0, "train_per_class": 1, "validation_per_class": 1, "frames": 8, "height": 32, "width": 32}
 
 # Subject. Large enough to survive a resize to 96 pixels; the scale classes ramp inside the same range.
 SIZE = (0.15, 0.29)  # diameter of an object
@@ -67,39 +58,6 @@ GAP = 0.05  # room left between the subject's two ends and other objects: only a
 
 BACKGROUND_CONTRAST = (0.04, 0.12)  # lower than any object's
 GAIN, NOISE = 0.08, (0.004, 0.014)  # of the light over a clip, and of the sensor
-
-COLOURS = {
-    "red": (0.85, 0.12, 0.12), "blue": (0.12, 0.25, 0.85), "green": (0.1, 0.62, 0.18),
-    "yellow": (0.95, 0.86, 0.12), "orange": (0.96, 0.5, 0.08), "purple": (0.5, 0.14, 0.65),
-    "pink": (0.97, 0.5, 0.72), "turquoise": (0.1, 0.75, 0.75), "white": (0.96, 0.96, 0.96),
-    "black": (0.12, 0.12, 0.12),
-}  # fmt: skip
-SHAPES = ("ball", "box", "triangle", "star", "ring", "cross")
-TEXTURES = ("plain", "striped", "checked", "spotted")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Thing:
-    """One object: its look, and per frame (arrays of shape (frames,)) its centre, diameter and angle.
-
-    `x`, `y`, `size` are in frame heights, `angle` in radians; a slab is `size` wide and `length` long.
-    """
-
-    shape: str
-    texture: str
-    colour: str
-    rgb: tuple
-    x: np.ndarray
-    y: np.ndarray
-    size: np.ndarray
-    angle: np.ndarray
-    length: float = 0.0
-
-    @property
-    def phrase(self):
-        """What an annotator would call it, such as "a red ball"."""
-        words = f"{'' if self.texture == 'plain' else self.texture + ' '}{self.colour} {self.shape}"
-        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,16 +133,9 @@ def _subject_path(rng, base, frames, aspect, size):
     return {"xy": xy, "size": sizes, "room": room, "step": step, "hit": hit}
 
 
-def _colour_apart(rng, others, least):
-    """Name and jittered rgb of a random colour at least `least` away from each rgb in `others`."""
-    far = [n for n, rgb in COLOURS.items() if np.linalg.norm(np.subtract(rgb, others), axis=1).min() > least]
-    name = str(rng.choice(far or list(COLOURS)))
-    return name, tuple(np.clip(np.array(COLOURS[name]) + rng.uniform(-0.05, 0.05, 3), 0, 1))
-
-
 def _thing(rng, xy, size, others):
     """A thing of random look at `xy` (frames, 2), told from the colours in `others`."""
-    name, rgb = _colour_apart(rng, others, 0.45)
+    name, rgb = colour_apart(rng, others, 0.45)
     angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(-0.25, 0.25), len(xy))
     shape, texture = str(rng.choice(SHAPES)), str(rng.choice(TEXTURES))
     return Thing(shape, texture, name, rgb, *xy.T, np.broadcast_to(size, (len(xy),)), angle)
@@ -225,7 +176,7 @@ def _slab(rng, base, step, subject, aspect, ground):
         return None, False
     x, y, cos, sin = subject.x - place[0], subject.y - place[1], np.cos(angle), np.sin(angle)
     hidden = (np.abs(cos * x + sin * y) < width / 2) & (np.abs(cos * y - sin * x) < length / 2)
-    name, rgb = _colour_apart(rng, [ground, subject.rgb], 0.4)
+    name, rgb = colour_apart(rng, [ground, subject.rgb], 0.4)
     rgb = tuple(0.55 * np.array(rgb) + 0.225)  # duller than objects, as a wall is
     track = (np.full(len(x), value) for value in (*place, width, angle))
     slab = Thing("slab", str(rng.choice(TEXTURES[:2])), name, rgb, *track, length)
@@ -285,54 +236,6 @@ def plan_clip(template, rng, frames=24, aspect=144 / 112):
     return Scene(index, tuple(things), subject, phrases, ground, int(rng.integers(2**62)), base != index)
 
 
-def _distance(shape, x, y, tall):
-    """Signed distance, roughly, to a shape of half width 1 (a slab: half length `tall`); inside < 0."""
-    if shape == "slab":
-        return np.maximum(np.abs(x) - 1, np.abs(y) - tall)
-    if shape == "box":
-        return np.maximum(np.abs(x), np.abs(y)) - 0.82
-    if shape == "triangle":
-        return np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.5
-    if shape == "cross":
-        wide, high = np.abs(x), np.abs(y)
-        return np.minimum(np.maximum(wide - 0.95, high - 0.36), np.maximum(high - 0.95, wide - 0.36))
-    radius = np.hypot(x, y)
-    if shape == "ring":
-        return np.abs(radius - 0.7) - 0.27
-    if shape == "star":
-        return radius - 0.74 - 0.24 * np.cos(5 * np.arctan2(y, x))
-    return radius - 0.95
-
-
-def _paint(video, thing, camera):
-    """Draw a thing into `video` (frames, H, W, 3), float32, in place; only inside its bounding box."""
-    height, width = video.shape[1:3]
-    x, y = (thing.x - camera[:, 0]) * height, (thing.y - camera[:, 1]) * height
-    half = thing.size * height / 2
-    reach = (np.hypot(half, thing.length * height / 2) if thing.shape == "slab" else 1.3 * half) + 2
-    left, right = int(max((x - reach).min(), 0)), int(min((x + reach).max() + 1, width))
-    top, bottom = int(max((y - reach).min(), 0)), int(min((y + reach).max() + 1, height))
-    if left >= right or top >= bottom:
-        return
-
-    tracks = [x, y, half, np.cos(thing.angle), np.sin(thing.angle)]
-    x, y, half, cos, sin = np.array(tracks, np.float32)[..., None, None]
-    across = (np.arange(left, right, dtype=np.float32) + 0.5 - x) / half
-    down = (np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5 - y) / half
-    u, v = cos * across + sin * down, cos * down - sin * across
-    distance = _distance(thing.shape, u, v, thing.length / thing.size[0]) * half  # in pixels
-    mask = np.clip(0.5 - distance, 0, 1)
-    shade = 1 - 0.3 * np.clip(2 + distance, 0, 1)  # a darker rim parts things
-    if thing.texture == "striped":
-        shade -= 0.35 * np.clip(np.sin(u * 6.3) * 3 + 0.5, 0, 1)
-    elif thing.texture == "checked":
-        shade -= 0.35 * np.clip(np.sin(u * 5) * np.sin(v * 5) * 6 + 0.5, 0, 1)
-    elif thing.texture == "spotted":
-        shade -= 0.35 * np.clip((np.cos(u * 7) + np.cos(v * 7) - 0.9) * 3, 0, 1)
-    area = video[:, top:bottom, left:right]
-    area += mask[..., None] * (shade[..., None] * np.asarray(thing.rgb, np.float32) - area)
-
-
 def _backdrop(rng, ground, height, width):
     """The world behind everything, (H, W, 3) float32, larger than the frame by the camera's margin."""
     y, x = np.mgrid[:height, :width].astype(np.float32) / height
@@ -373,7 +276,7 @@ def render_scene(scene, height=112, width=144):
         rows = view[:, :-1] + np.float32(dx - left) * (view[:, 1:] - view[:, :-1])
         frame[:] = rows[:-1] + np.float32(dy - top) * (rows[1:] - rows[:-1])
     for thing in scene.things:
-        _paint(video, thing, camera)
+        paint(video, thing, camera)
     wave = np.outer(np.linspace(0, 1, frames), rng.uniform(0.3, 1.5, 2)) + rng.uniform(0, 1, 2)
     light = np.sin(2 * np.pi * wave) * rng.uniform(0, (GAIN, GAIN / 2)) + [1, 0]
     gain, shift = light.T.astype(np.float32)[:, :, None, None, None]
@@ -389,114 +292,3 @@ def render_clip(template, rng, frames=24, height=112, width=144):
     is its partner played backwards. Raises ValueError as `plan_clip` and `render_scene` do.
     """
     return render_scene(plan_clip(template, rng, frames, width / height), height, width)
-
-
-def _write_json(path, value):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)
-
-
-def encode_webm(path, clip):
-    """Write a clip, uint8 (frames, H, W, 3), as a VP9 webm file at `path`, by way of a temporary name."""
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    try:
-        with av.open(str(temporary), "w", format="webm", options={"fflags": "+bitexact"}) as container:
-            # One thread and no wall-clock fields: the same pixels give the same bytes.
-            options = {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0"}
-            stream = container.add_stream("libvpx-vp9", rate=FPS, options=options)
-            stream.height, stream.width = clip.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.thread_count = 1
-            for image in clip:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _claim(root, arguments):
-    """Mark `root` as holding the set of `arguments`; ValueError where it holds anything else."""
-    marker, rule = root / MARKER, "root must be a new folder or hold a set made with the same arguments."
-    if marker.exists():
-        held = json.loads(marker.read_text())
-        if held != arguments:
-            raise ValueError(f"{rule} Received {arguments}; root={str(root)!r} holds {held}")
-        return
-    foreign = [name for name in (f"{PREFIX}-labels.json", VIDEOS) if (root / name).exists()]
-    if foreign:
-        raise ValueError(f"{rule} Received root={str(root)!r}, which holds {foreign} but no {MARKER}")
-    root.mkdir(parents=True, exist_ok=True)
-    _write_json(marker, arguments)
-
-
-def _annotation(number, scene):
-    """One record of an annotation file."""
-    text, phrases = TEMPLATES[scene.template], list(scene.placeholders)
-    label = text.replace("[something]", "{}").format(*phrases).lower()
-    return {"id": str(number), "label": label, "template": text, "placeholders": phrases}
-
-
-def _run(work, jobs, total, workers, progress):
-    """Run `work(*job)` for all jobs on threads, with a bar; the first error stops the rest and is raised."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("rendering clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
-        task = bar.add_task("", total=total, completed=total - len(jobs))
-        try:
-            for done, future in enumerate(as_completed([pool.submit(work, *job) for job in jobs]), 1):
-                future.result()
-                bar.advance(task)
-                if progress and done % 250 == 0 and not bar.console.is_terminal:  # a log file sees no bar move
-                    print(f"{total - len(jobs) + done} of {total} clips", flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def prepare(root, *, train_per_class=128, validation_per_class=20, seed=0, frames=24, height=112, width=144,
-            workers=None, progress=True):  # fmt: skip
-    """Write the data set into `root`, laid out and annotated as Something-Something V2.
-
-    `train_per_class` and `validation_per_class` count clips; each has `frames` frames of `height` x `width`
-    pixels at 12 per second. `workers` threads draw and encode (default: one per processor); their number
-    does not change a byte. An interrupted run goes on where it stopped; with nothing left to do it returns
-    at once. `progress` shows a bar.
-
-    Returns a dict: `root`, `videos` (folders), `classes`, `train`, `validation` (clips) and `written` (clips
-    made by this call). Raises ValueError for a number below its least (`LEAST`), a negative seed, or a
-    root that holds another set.
-    """
-    given = (seed, train_per_class, validation_per_class, frames, height, width)
-    arguments = dict(zip(LEAST, given, strict=True))
-    for name, value in {**arguments, "workers": workers or 1}.items():
-        least = LEAST.get(name, 1)
-        if int(value) != value or value < least:
-            raise ValueError(f"{name} must be a whole number from {least}. Received {name}={value!r}")
-    root, videos = Path(root), Path(root) / VIDEOS
-    _claim(root, {"version": VERSION, **{name: int(value) for name, value in arguments.items()}})
-    videos.mkdir(exist_ok=True)
-    counts = [len(TEMPLATES) * train_per_class, len(TEMPLATES) * validation_per_class]
-    jobs = [(split, index) for split in (0, 1) for index in range(counts[split])]
-    present = {entry.name for entry in os.scandir(videos)}
-    missing = [(number, *job) for number, job in enumerate(jobs, 1) if f"{number}.webm" not in present]
-
-    def plan(split, index):  # each clip has its own generator: the same whatever is drawn first
-        rng = np.random.default_rng((seed, split, index))
-        return plan_clip(index % len(TEMPLATES), rng, frames, width / height)
-
-    def work(number, split, index):
-        encode_webm(videos / f"{number}.webm", render_scene(plan(split, index), height, width))
-
-    if missing:
-        _run(work, missing, len(jobs), workers or os.cpu_count() or 1, progress)
-    names = ("train", "validation", "labels")  # written last: once they are there, all is there
-    if missing or not all((root / f"{PREFIX}-{name}.json").exists() for name in names):
-        rows = [_annotation(number, plan(*job)) for number, job in enumerate(jobs, 1)]
-        labels = {plain_label(text): str(index) for index, text in enumerate(TEMPLATES)}
-        for name, value in zip(names, (rows[: counts[0]], rows[counts[0] :], labels), strict=True):
-            _write_json(root / f"{PREFIX}-{name}.json", value)
-    return {"root": str(root), "videos": str(videos), "classes": len(TEMPLATES),
-            "train": counts[0], "validation": counts[1], "written": len(missing)}  # fmt: skip
