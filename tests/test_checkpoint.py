@@ -352,6 +352,20 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert names(run.checkpoints) == ["step-00000001.npz"]
 
 
+def test_a_run_begins_where_there_was_no_room_for_it_before(tmp_path, small_files):
+    """Or where it was killed in its first moments."""
+    for limit in (0, 200):  # too small for any file; for config.yaml alone
+        small_files(limit)
+        with pytest.raises(DiskFull, match=r"config.yaml cannot be written"):
+            Run(tmp_path / "run").open(config_of(), LABELS)
+    small_files(resource.RLIM_INFINITY)
+    (tmp_path / "run" / "unfinished-config.yaml").write_text("data:")
+    Run(tmp_path / "run").open(config_of(), LABELS)
+    (tmp_path / "run" / "labels.json").unlink()
+    Run(tmp_path / "run").open(config_of(), LABELS)
+    assert Run(tmp_path / "run").labels() == LABELS
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     run = begin(tmp_path, config_of())
     another = pytest.raises(ConfigError, match=r"another process is training in .*train.run=")

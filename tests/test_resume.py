@@ -122,7 +122,16 @@ def arrays(path):
 
 def rows(run, *without):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("clips_per_second", *without)} for row in lines]
+    without += ("clips_per_second", "wait_share")
+    return [{key: value for key, value in row.items() if key not in without} for row in lines]
+
+
+def progress_of(content):
+    """What a checkpoint says of the run's place, without the seconds that it took; takes it out of the arrays."""
+    progress = json.loads(content.pop("progress").tobytes())
+    progress.pop("best", None)  # of earlier versions
+    progress["sums"] = {key: value for key, value in progress["sums"].items() if key not in ("seconds", "waited")}
+    return progress
 
 
 def assert_same_end(one, other):
@@ -130,6 +139,8 @@ def assert_same_end(one, other):
     first, second = arrays(one / "checkpoints" / last), arrays(other / "checkpoints" / last)
     assert first.keys() == second.keys()
     assert len(first) > 50
+    one_place, other_place = progress_of(first), progress_of(second)
+    assert one_place == other_place and "sums" in one_place
     for name, array in first.items():
         assert np.array_equal(array, second[name]), name
     weights, others = load_model(one).get_weights(), load_model(other).get_weights()
@@ -194,3 +205,22 @@ def test_damaged_checkpoints_are_passed_over(runs, tmp_path, caplog):
     assert_same_end(runs["folder"] / "whole", run)
     assert rows(run, "unreadable") == rows(runs["folder"] / "whole", "unreadable")
     assert not list(run.rglob("*.tmp"))
+
+
+def test_a_run_of_an_earlier_version_goes_on(trained_run, tmp_path):
+    """Its checkpoint has no SHA-256, its progress and its config.yaml know less; the end is the same."""
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for key in ("resume", "accumulate", "rates", "decays", "ema", "batch_norm", "twins", "best", "board"):
+        del config["train"][key]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "checkpoints" / "step-00000020.npz").unlink()
+    path = run / "checkpoints" / "step-00000018.npz"
+    content = arrays(path)
+    progress = json.loads(content.pop("progress").tobytes())
+    progress["sums"] = {key: progress["sums"][key] for key in ("loss", "correct", "steps")}
+    progress["best"] = {"epoch": 1, "top1": 0.5}
+    np.savez(path, progress=np.frombuffer(json.dumps(progress).encode(), np.uint8), **content)
+    assert main(["train", "--config", str(trained_run / "config.yaml"), f"train.run={run}"]) == 0
+    assert_same_end(trained_run, run)
+    assert rows(run) == rows(trained_run)

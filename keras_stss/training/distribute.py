@@ -1,7 +1,9 @@
 """Devices, strategies, and what all replicas have in common."""
 
 import contextlib
+import functools
 import logging
+import re
 import signal
 import weakref
 
@@ -79,6 +81,12 @@ def make_strategy(train):
     if len(set(devices)) < len(devices):
         raise ConfigError(f"train.devices names a device twice. Received: {', '.join(devices)}")
     _check_batch(train, len(devices), ", ".join(devices))
+    return _mirrored(tuple(devices))
+
+
+@functools.lru_cache
+def _mirrored(devices):
+    """One strategy for the same devices in a process: the exchanges of two would have the same numbers, and clash."""
     return tf.distribute.MirroredStrategy(devices)
 
 
@@ -168,10 +176,10 @@ def _lost_workers_told():
     try:
         yield
     except _LOSSES as error:
-        # Its last lines tell where in the graph; the reason is in one of the first.
-        lines = [line for line in str(error.message).splitlines() if line.strip()]
-        reason = next((line for line in lines if "aborted by" in line), lines[0] if lines else type(error).__name__)
-        raise WorkerLost(f"another worker of the job has gone: {reason.strip()[:300]}") from error
+        # What was lost, between where in the graph it was missed and how to debug TensorFlow.
+        reason = str(error.message).partition("aborted by")[2] or str(error.message)
+        task = re.search(r"/job:worker/(?:replica:\d+/)?task:(\d+)", reason)
+        raise WorkerLost(f"{f'worker {task[1]}' if task else 'a worker'} of the job has gone") from error
 
 
 def components(variable):
@@ -194,8 +202,8 @@ def broadcast(strategy, variables):
     def first_or_zero(value):
         is_first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
         value = tf.convert_to_tensor(value)
-        if not value.dtype.is_floating and value.dtype not in (tf.int32, tf.int64):
-            value = tf.cast(value, tf.int64)  # no collective takes others
+        if not value.dtype.is_floating:
+            value = tf.cast(value, tf.int64)  # int32 stays on the host, where devices exchange nothing
         return tf.where(is_first, value, tf.zeros_like(value))
 
     _reduce_into(strategy, values, first_or_zero, tf.distribute.ReduceOp.SUM)()

@@ -50,11 +50,15 @@ def write_atomically(path, text):
         unfinished.write_text(text, encoding="utf-8")
 
 
+def is_unfinished(path):
+    """Whether a process that was killed left this behind half written."""
+    return path.is_file() and (path.name.startswith("unfinished") or path.name.endswith((".tmp", ".tmp.npz")))
+
+
 def remove_unfinished(folder):
-    """Removes what a process that was killed left behind half written."""
-    for path in folder.iterdir():
-        if path.is_file() and (path.name.startswith("unfinished") or path.name.endswith((".tmp", ".tmp.npz"))):
-            path.unlink(missing_ok=True)
+    """Removes what killed processes left behind half written."""
+    for path in filter(is_unfinished, folder.iterdir()):
+        path.unlink(missing_ok=True)
 
 
 def _sync(path):

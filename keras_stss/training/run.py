@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_stss.config import ConfigError, dump_config, load_config
-from keras_stss.training.files import remove_unfinished, replacing, write_atomically
+from keras_stss.training.files import is_unfinished, remove_unfinished, replacing, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +68,13 @@ class Run:
         begun = path.is_file() and self._has_begun()
         if begun:
             self._check_same(load_config(path), config, resume or config.train.resume)
-        elif not path.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
+        elif not path.is_file() and self.folder.is_dir() and not all(map(is_unfinished, self.folder.iterdir())):
             raise ConfigError(f"{self.folder} holds files but no run; name another folder with train.run=…")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not begun:
-            write_atomically(self.folder / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
+            # The config first: where there is no room for both, the folder is still known as a run's.
             write_atomically(path, dump_config(config))
+            write_atomically(self.folder / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
         elif self.labels() != labels:
             raise ConfigError(f"{self.folder} holds a run with other class labels than the data set has now")
 

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 
 from keras_stss.training.cluster import find_cluster
 from keras_stss.training.meeting import tell_end
@@ -22,6 +23,7 @@ LOST = 138
 FAREWELL = 120
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
+_ENDS = {LOST: "lost another worker", -signal.SIGALRM: "could not connect to the others in time"}
 
 
 class _Worker:
@@ -57,6 +59,8 @@ def supervise(train):
     cluster = find_cluster(train)
     if cluster is None or cluster.count == 1 or "tensorflow" in sys.modules or not hasattr(os, "fork"):
         return None
+    if threading.current_thread() is not threading.main_thread():
+        return None  # only the main thread hears of signals
     for attempt in range(1, train.restarts + 2):
         code = _run_worker(attempt)
         if code is None:
@@ -65,7 +69,7 @@ def supervise(train):
             if 0 < code < 128:  # nobody will start it again
                 tell_end(cluster, code, FAREWELL)
             return code if code >= 0 else 128 - code
-        what = "lost another worker" if code == LOST else f"was ended by {signal.Signals(-code).name}"
+        what = _ENDS.get(code) or f"was ended by {signal.Signals(-code).name}"
         if attempt <= train.restarts:
             log.warning("worker %d %s; starting again (%d of %d)", cluster.index, what, attempt, train.restarts)
     log.error("worker %d %s; it was started again %d times (train.restarts)", cluster.index, what, train.restarts)
@@ -81,21 +85,22 @@ def _run_worker(attempt):
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
+    passed_on = [number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
     # A signal that comes before the child is known would be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
     process = os.fork()
     if process == 0:
         _Worker.attempt, _Worker.process = attempt, None
         _die_with(parent)
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which passes it on once
-        for number in _PASSED_ON:
+        for number in passed_on:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
         return None
     _Worker.process = process
-    before = {number: signal.signal(number, _pass_on) for number in _PASSED_ON}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+    before = {number: signal.signal(number, _pass_on) for number in passed_on}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
     try:
         status = os.waitpid(process, 0)[1]
     finally:
