@@ -257,6 +257,7 @@ CASES = {
         (9 * 4 * 6 + 12 + 9 * 2 * 6 * 7 + 14 + 7 * 5 + 10, 36),
     ),
     "shift": Case(TemporalShift, {"divisor": 4}, CLIP, CLIP2, FREE, CLIP),
+    "shift-causal": Case(TemporalShift, {"divisor": 4, "causal": True}, CLIP, CLIP2, FREE, CLIP),
     "pool": Case(FrameMaxPooling, {}, CLIP, CLIP2, FREE, (2, 3, 3, 4, 4)),
     "resize-up": Case(ResizeFrames, {"scale": 2}, CLIP, CLIP2, FREE, (2, 3, 12, 14, 4)),
     "resize-down": Case(ResizeFrames, {"scale": 0.5}, CLIP, CLIP2, FREE, (2, 3, 3, 4, 4)),
@@ -277,6 +278,15 @@ CASES = {
         CLIP,
         # the reduction, then depthwise and pointwise kernels, each with two numbers a normalised channel
         (24 + 12 + 147 + 6 + 12 + 8 + 36 + 8 + 20 + 10 + 45 + 10 + 20 + 8, 12 + 6 + 8 + 8 + 10 + 10 + 8),
+    ),
+    "motion-squeeze-causal": Case(
+        MotionSqueezeBlock,
+        {"channels": None, "window": [3, 5], "temperature": 0.1, "transform_channels": [], "causal": True},
+        CLIP,
+        CLIP2,
+        FREE,
+        CLIP,
+        (147 + 6 + 12 + 8, 6 + 8),
     ),
     "motion-squeeze-bare": Case(
         MotionSqueezeBlock,
@@ -475,6 +485,7 @@ CASES = {
         TemporalConv, {"kernel": "frequency"}, CLIP, CLIP2, FREE, CLIP, precisions=("float32",)
     ),
     "motion-difference": Case(MotionDifference, {}, CLIP, CLIP2, FREE, CLIP, (9 * 4, 0)),
+    "motion-difference-causal": Case(MotionDifference, {"causal": True}, CLIP, CLIP2, FREE, CLIP, (9 * 4, 0)),
     "motion-difference-ordinary": Case(
         MotionDifference,
         {"kernel": "ordinary", "strides": 2},
@@ -506,6 +517,15 @@ CASES = {
         FREE,
         (2, 3, 3, 4, 12),
         # kernels in the order of the layers, then two numbers a normalised channel
+        (12 + 9 + 81 + 3 + 9 + 3 + 36 + 48 + 2 * (3 + 3 + 3 + 12 + 12), 2 * (3 + 3 + 3 + 12 + 12)),
+    ),
+    "stm-causal": Case(
+        STMBlock,
+        {"filters": 3, "reduction": 2, "causal": True},
+        CLIP,
+        CLIP2,
+        FREE,
+        (2, 3, 6, 7, 12),
         (12 + 9 + 81 + 3 + 9 + 3 + 36 + 48 + 2 * (3 + 3 + 3 + 12 + 12), 2 * (3 + 3 + 3 + 12 + 12)),
     ),
     "stm-concat": Case(

@@ -468,6 +468,7 @@ def test_options_of_a_block_are_the_arguments_of_its_class(block):
     defaults = {each.name: each.default for each in arguments if each.name not in ("self", "kwargs")}
     for name in ("filters", "strides", "bottleneck") if block == "stm" else ():
         del defaults[name]  # the shape of a residual block; among others a block keeps its input's
+    defaults.pop("causal", None)  # of the whole network, model.causal
     config = parse_config(values(model={"insert": {"res3": block}}))
     assert getattr(config.model.insert["res3"], block).model_dump() == defaults
 

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_stss.layers import ConvBN, Displacement, SeparableConvBN, SpatioTemporalSelfSimilarity
-from keras_stss.layers.frame_pairs import FramePairs, frame_pairs, repeat_last
+from keras_stss.layers.frame_pairs import FramePairs, frame_pairs, repeat_last, where_begun, zeros_first
 from keras_stss.ops.sizes import check_shape, sizes
 
 TRANSFORMS = {"separable": SeparableConvBN, "conv": ConvBN}
@@ -36,6 +36,10 @@ class MotionSqueezeBlock(keras.layers.Layer):
         fusion: table 5. ``"add"``; ``"multiply"``; ``"concat"``: both, through a 1×1 convolution back to C channels
             (here with batch normalisation and ReLU, of which the paper says nothing); ``"none"``: M alone ("MS only").
         implementation: see :func:`keras_stss.ops.displacement`.
+        causal: M(t) is made from frames t-1 and t, so that no frame sees a later one: measured on frame t against the
+            one before, and turned round, which is where everything has come from, with the sign of a motion forwards in
+            time as without ``causal``; with ``backward`` also on frame t-1, at its positions. The first frame has none
+            before it: M is zero there.
 
     Input and output shape: (B, T, H, W, C); C must be known.
     """
@@ -54,6 +58,7 @@ class MotionSqueezeBlock(keras.layers.Layer):
         transform_channels=(16, 32, 64),
         fusion="add",
         implementation="auto",
+        causal=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -72,8 +77,10 @@ class MotionSqueezeBlock(keras.layers.Layer):
         self.transform_channels = transform_channels
         self.fusion = fusion
         self.implementation = implementation
+        self.causal = causal
         policy = self.dtype_policy
-        offsets = (1, -1) if backward else (1,)
+        partner = -1 if causal else 1
+        offsets = (partner, -partner) if backward else (partner,)
         self.reduce = None if channels is None else ConvBN(channels, 1, dtype=policy, name="reduce")
         self.displacement = Displacement(
             offsets, window, similarity, sigma, temperature, implementation, dtype=policy, name="displacement"
@@ -101,19 +108,41 @@ class MotionSqueezeBlock(keras.layers.Layer):
 
     def call(self, inputs, training=None):
         features = inputs if self.reduce is None else self.reduce(inputs, training=training)  # (B, T, H, W, channels)
-        # Frames that have a next one, and alone they, go through the transformation and its statistics.
-        moved = frame_pairs(self.displacement(features))  # (B, pairs, H, W, L, 3)
+        motion = self._motion(features, training)  # (B, pairs, H, W, C)
+        motion = (zeros_first if self.causal else repeat_last)(motion, sizes(inputs)[1])  # (B, T, H, W, C)
+        return self._fused(inputs, motion, training)
+
+    def _motion(self, features, training):
+        """M of the pairs of neighbouring frames: (B, T, H, W, channels) → (B, max(T - 1, 1), H, W, C)."""
+        # Frames that have a partner, and alone they, go through the transformation and its statistics.
+        moved = frame_pairs(self.displacement(features), self.causal)  # (B, pairs, H, W, L, 3)
         moved = moved if self.confidence else moved[..., :2]
+        if self.causal:
+            moved = moved * ops.convert_to_tensor((-1.0, -1.0, 1.0)[: moved.shape[-1]], moved.dtype)
         batch, pairs, height, width, offsets, numbers = sizes(moved)
         motion = ops.reshape(moved, (batch, pairs, height, width, offsets * numbers))  # (B, pairs, H, W, L·3)
         for layer in self.transform:
             motion = layer(motion, training=training)  # (B, pairs, H, W, channels of the layer)
-        motion = repeat_last(motion, sizes(inputs)[1])  # (B, T, H, W, C)
+        return motion
+
+    def _fused(self, inputs, motion, training):
+        """Frames and their motion, both (B, T, H, W, C)."""
         if self.fusion == "none":
             return motion
         if self.fusion == "concat":
             return self.fuse(ops.concatenate([inputs, motion], axis=-1), training=training)  # (B, T, H, W, C)
         return inputs * motion if self.fusion == "multiply" else inputs + motion
+
+    def state_shapes(self, input_shape):
+        """{name: shape} of the state of :meth:`step` for frames of a shape: the features that are compared."""
+        shape = input_shape if self.reduce is None else self.reduce.compute_output_shape(input_shape)
+        return {"features": (input_shape[0], 1, *shape[2:])}
+
+    def step(self, frame, state, count):
+        """The next frame (B, 1, H, W, C) of a stream: (output, new state). See :mod:`keras_stss.streaming`."""
+        features = frame if self.reduce is None else self.reduce(frame, training=False)  # (B, 1, H, W, channels)
+        motion = self._motion(ops.concatenate([state["features"], features], axis=1), training=False)
+        return self._fused(frame, where_begun(count, motion), training=False), {"features": features}
 
     def motion_features(self, inputs):
         """What the block sees of the motion, for arrays and for Keras tensors of a functional model.
@@ -122,17 +151,19 @@ class MotionSqueezeBlock(keras.layers.Layer):
             Dictionary of ``"similarity"`` (B, T, H, W, L, U, V), before the ReLU of the soft-argmax;
             ``"displacement"`` (B, T, H, W, L, 2), horizontal and vertical, in positions; ``"confidence"``
             (B, T, H, W, L, 1). Entry t is of frames t and t+1, the last repeats the one before, a clip of one frame
-            has zeros. L is 1, or with ``backward`` 2: then the second is of frame t+1 against t.
+            has zeros. L is 1, or with ``backward`` 2: then the second is of frame t+1 against t. With ``causal`` entry
+            t is of frames t and t-1, the first has zeros, and displacements are turned round.
         """
         features = inputs if self.reduce is None else self.reduce(inputs, training=False)
         offsets, policy = self.displacement.temporal_offsets, self.dtype_policy
         volume = SpatioTemporalSelfSimilarity(offsets, self.window, self.similarity, self.implementation, dtype=policy)(
             features
         )  # (B, T, H, W, L, U, V)
-        moved = FramePairs(dtype=policy)(self.displacement(features))  # (B, T, H, W, L, 3)
+        moved = FramePairs(self.causal, dtype=policy)(self.displacement(features))  # (B, T, H, W, L, 3)
         largest = ops.cast(ops.convert_to_tensor([self.window[1] // 2, self.window[0] // 2]), moved.dtype)
+        largest = -largest if self.causal else largest
         return {
-            "similarity": FramePairs(dtype=policy)(volume),
+            "similarity": FramePairs(self.causal, dtype=policy)(volume),
             "displacement": moved[..., :2] * largest,
             "confidence": moved[..., 2:],
         }
@@ -155,6 +186,7 @@ class MotionSqueezeBlock(keras.layers.Layer):
             "transform_channels": self.transform_channels,
             "fusion": self.fusion,
             "implementation": self.implementation,
+            "causal": self.causal,
         }
 
 

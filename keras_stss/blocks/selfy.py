@@ -128,7 +128,10 @@ class SELFYBlock(keras.layers.Layer):
     def call(self, inputs, training=None):
         if self.result == "v":
             return inputs
-        volume = self._volume(inputs, training)  # (B, T, H', W', L, U, V)
+        return self._moved(inputs, self._volume(inputs, training), training)
+
+    def _moved(self, inputs, volume, training):
+        """Extract and integrate: the volume (B, T, H', W', L, U, V) of inputs (B, T, H, W, C) → the block's output."""
         extracted = self.extract(volume, training=training)  # (B, T, H', W', L, C_F)
         motion = self.integrate(extracted, training=training)  # (B, T, sH', sW', C)
         motion = back(motion, self.strides, like=inputs)
@@ -137,7 +140,29 @@ class SELFYBlock(keras.layers.Layer):
         return motion + inputs if self.variant == "paper" else ops.relu(motion + inputs)
 
     def _volume(self, inputs, training):
-        return self.similarity_layer(self.reduce(self.resize(inputs), training=training))
+        return self.similarity_layer(self._reduced(inputs, training))
+
+    def _reduced(self, inputs, training):
+        return self.reduce(self.resize(inputs), training=training)
+
+    @property
+    def causal(self):
+        """Whether no frame is compared with a later one."""
+        return max(self.temporal_offsets) <= 0 or self.result == "v"
+
+    def state_shapes(self, input_shape):
+        """{name: shape} of the state of :meth:`step` for frames of a shape."""
+        if self.result == "v":
+            return {}
+        reduced = self.reduce.compute_output_shape(self.resize.compute_output_shape(input_shape))
+        return self.similarity_layer.state_shapes(reduced)
+
+    def step(self, frame, state, count):
+        """The next frame (B, 1, H, W, C) of a stream: (output, new state). See :mod:`keras_stss.streaming`."""
+        if self.result == "v":
+            return frame, {}
+        volume, state = self.similarity_layer.step(self._reduced(frame, training=False), state, count)
+        return self._moved(frame, volume, training=False), state
 
     def motion_features(self, inputs):
         """What the block sees, in inference.

@@ -33,6 +33,8 @@ class STMBlock(keras.layers.Layer):
         spatial: form of CSTM's 3×3 convolution, likewise.
         motion: form of CMM's 3×3 convolution, likewise.
         bottleneck: False for the block of two 3×3 convolutions.
+        causal: both modules see each frame and the one before, none a later one (see
+            :class:`keras_stss.layers.TemporalConv` and :class:`keras_stss.layers.MotionDifference`).
 
     Input shape: (B, T, H, W, C); C must be known. Output shape: (B, T, ceil(H / strides), ceil(W / strides), C'), where
     C' is C without ``filters``, else 4·filters with bottleneck and filters without. Where the shapes differ, the
@@ -51,6 +53,7 @@ class STMBlock(keras.layers.Layer):
         spatial="ordinary",
         motion="channelwise",
         bottleneck=True,
+        causal=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -78,6 +81,7 @@ class STMBlock(keras.layers.Layer):
         self.spatial = spatial
         self.motion = motion
         self.bottleneck = bottleneck
+        self.causal = causal
 
     def make_layers(self, channels, prefix=""):
         """The layers of the block, for :func:`apply_layers`; a ResNet takes them as its own.
@@ -116,7 +120,7 @@ class STMBlock(keras.layers.Layer):
 
     def _add_modules(self, add, filters, strides, activation):
         if self.modules != "cmm":
-            add("temporal", TemporalConv, self.temporal if self.kernels == "learned" else "frequency")
+            add("temporal", TemporalConv, self.temporal if self.kernels == "learned" else "frequency", self.causal)
         # With CMM the activation comes after the two are joined.
         alone = activation if self.modules == "cstm" else None
         if self.spatial == "ordinary":
@@ -125,7 +129,7 @@ class STMBlock(keras.layers.Layer):
             add("conv2", DepthwiseConvBN, 3, strides, activation=alone)
         if self.modules == "cstm":
             return
-        add("cmm", ChannelwiseMotion, self.reduction, self.motion, self.kernels, strides)
+        add("cmm", ChannelwiseMotion, self.reduction, self.motion, self.kernels, strides, self.causal)
         if self.fusion == "concat":
             add("concat", keras.layers.Concatenate)
             add("fuse", ConvBN, filters, 1, activation=activation)
@@ -146,6 +150,33 @@ class STMBlock(keras.layers.Layer):
 
     def call(self, inputs, training=None):
         return apply_layers(self.parts, inputs, training)
+
+    def state_shapes(self, input_shape):
+        """{name: shape} of the state of :meth:`step` for frames of a shape."""
+        inner = self.parts["conv1"].compute_output_shape(input_shape)
+        shapes = {role: self.parts[role].state_shapes(inner) for role in self._timed()}
+        return {f"{role}_{name}": shape for role, each in shapes.items() for name, shape in each.items()}
+
+    def _timed(self):
+        """Roles of the layers that see more than one frame."""
+        return [role for role in ("temporal", "cmm") if role in self.parts]
+
+    def step(self, frame, state, count):
+        """The next frame (B, 1, H, W, C) of a stream: (output, new state). See :mod:`keras_stss.streaming`."""
+        left = {}
+
+        def stepping(role):
+            own = {name.removeprefix(f"{role}_"): value for name, value in state.items() if name.startswith(f"{role}_")}
+
+            def step(features, training=None):
+                outputs, after = self.parts[role].step(features, own, count)
+                left.update({f"{role}_{name}": value for name, value in after.items()})
+                return outputs
+
+            return step
+
+        parts = {**self.parts, **{role: stepping(role) for role in self._timed()}}
+        return apply_layers(parts, frame, training=False), left
 
     def motion_features(self, inputs):
         """{"motion": H of eq. 2, (B, T, H', W', C')} of arrays or Keras tensors; {} where there is no CMM."""
@@ -170,6 +201,7 @@ class STMBlock(keras.layers.Layer):
             "spatial": self.spatial,
             "motion": self.motion,
             "bottleneck": self.bottleneck,
+            "causal": self.causal,
         }
 
 

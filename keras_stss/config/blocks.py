@@ -229,6 +229,15 @@ class InsertConfig(Section):
         """Names of what is there, in the order in which it stands."""
         return [name for name in type(self).model_fields if getattr(self, name) is not None]
 
+    def blocks(self):
+        """(name, section) of every block, those inside of lists and ``parallel`` too."""
+        found = []
+        for name in self.named():
+            section = getattr(self, name)
+            members = section if name in ("parallel", "sequence") else ()
+            found += [block for member in members for block in member.blocks()] or [(name, section)]
+        return found
+
 
 #: Names of the blocks, in the order in which several of one stage follow one another.
 BLOCKS = tuple(name for name in InsertConfig.model_fields if name not in ("parallel", "sequence"))

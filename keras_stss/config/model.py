@@ -18,6 +18,8 @@ STAGES = MappingProxyType({
 })  # fmt: skip
 #: How a backbone can see time.
 TEMPORAL = MappingProxyType({"mobilenet_v2": ("tsn", "tsm"), "i3d": ("3d",)})
+#: Blocks that can do without later frames.
+CAUSAL_BLOCKS = ("selfy", "motion_squeeze", "stm")
 STM_STAGES = ("res2", "res3", "res4", "res5")
 
 
@@ -49,6 +51,11 @@ class NetworkConfig(Section):
         1, description="tsm: 2 shifts in every second residual block of a stage, as TSM's code does in ResNet-101"
     )
     stm: StmNetworkConfig = Field(StmNetworkConfig(), description="stm: which blocks, and their form")
+    causal: bool = Field(
+        False,
+        description="no frame sees a later one, so that the model can take a live stream: shift, STM and MotionSqueeze "
+        "have their causal forms (of the same weights), SELFY needs temporal_offsets of 0 and less",
+    )
     stem_kernel: tuple[Positive, Positive, Positive] | None = Field(
         None, description="i3d: first kernel (t, h, w) (null: 7, 7, 7; MotionSqueeze takes 1, 7, 7)"
     )
@@ -99,6 +106,25 @@ class NetworkConfig(Section):
             raise ValueError(
                 f"stem_kernel and stem_padding belong to backbone 'i3d'. Received: backbone={self.backbone}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sees_no_later_frame(self):
+        if not self.causal:
+            return self
+        if self.backbone == "i3d":
+            raise ValueError("i3d has no causal form: its convolutions see later frames. Received: backbone=i3d")
+        for stage, chosen in self.insert.items():
+            for name, section in chosen.blocks():
+                if name not in CAUSAL_BLOCKS:
+                    raise ValueError(
+                        f"insert.{stage}.{name}: has no causal form; those that have are {', '.join(CAUSAL_BLOCKS)}"
+                    )
+                if name == "selfy" and max(section.temporal_offsets) > 0:
+                    raise ValueError(
+                        f"insert.{stage}.selfy.temporal_offsets: must be 0 and less with causal, as later frames have "
+                        f"not come yet. Received: {list(section.temporal_offsets)}"
+                    )
         return self
 
 

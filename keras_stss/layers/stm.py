@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_stss.layers.conv_bn import ConvBN
 from keras_stss.layers.fold import fold, unfold
+from keras_stss.layers.frame_pairs import where_begun
 from keras_stss.ops.sizes import check_shape, sizes
 
 
@@ -46,14 +47,17 @@ class TemporalConv(keras.layers.Layer):
     Args:
         kernel: ``"channelwise"`` has three numbers a channel (eq. 1), ``"ordinary"`` mixes the channels (Table 10),
             ``"frequency"`` is fixed to [0, 1, 1], F(t) + F(t+1), and has no weights (section 3.3, Table 8).
+        causal: without K(1) F(t+1): no frame sees a later one. The weights keep their shape, so that they fit both
+            forms; K(1) is not used. ``"frequency"`` is F(t-1) + F(t).
 
     Input and output shape: (B, T, H, W, C); C must be known.
     """
 
-    def __init__(self, kernel="channelwise", **kwargs):
+    def __init__(self, kernel="channelwise", causal=False, **kwargs):
         super().__init__(**kwargs)
         check_choice("kernel", kernel, ("channelwise", "ordinary", "frequency"))
         self.kernel = kernel
+        self.causal = causal
 
     def build(self, input_shape):
         check_shape(input_shape, "B T H W C", known=("C",))
@@ -63,18 +67,39 @@ class TemporalConv(keras.layers.Layer):
             self.values = self.add_weight(shape=shape, initializer=pass_on, name="kernel")
 
     def call(self, inputs):
+        if self.causal:
+            return self._after(ops.zeros_like(inputs[:, :1]), inputs)
         if self.kernel == "frequency":
             return inputs + ops.concatenate([inputs[:, 1:], ops.zeros_like(inputs[:, :1])], axis=1)
+        return self._convolve(inputs, self.values, "same")
+
+    def _after(self, before, frames):
+        """The causal form of frames (B, T, H, W, C), of which ``before`` (B, 1, H, W, C) comes first."""
+        clip = ops.concatenate([before, frames], axis=1)  # (B, T + 1, H, W, C)
+        if self.kernel == "frequency":
+            return clip[:, :-1] + frames
+        return self._convolve(clip, self.values[:2], "valid")
+
+    def _convolve(self, inputs, values, padding):
         batch, time, height, width, channels = sizes(inputs)
         # Time takes the place of the rows: faster than sums of shifted frames, in the gradient above all.
         rows = ops.reshape(inputs, (batch, time, height * width, channels))  # (B, T, HW, C)
-        return ops.reshape(convolve(rows, self.values, self.kernel), (batch, time, height, width, channels))
+        rows = convolve(rows, values, self.kernel, padding=padding)
+        return ops.reshape(rows, (batch, sizes(rows)[1], height, width, channels))
+
+    def state_shapes(self, input_shape):
+        """{name: shape} of the state of :meth:`step` for frames of a shape."""
+        return {"frame": (input_shape[0], 1, *input_shape[2:])}
+
+    def step(self, frame, state, count):
+        """The next frame (B, 1, H, W, C) of a stream: (output, new state). See :mod:`keras_stss.streaming`."""
+        return self._after(state["frame"], frame), {"frame": frame}
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "kernel": self.kernel}
+        return {**super().get_config(), "kernel": self.kernel, "causal": self.causal}
 
 
 @keras.saving.register_keras_serializable(package="keras_stss")
@@ -90,16 +115,19 @@ class MotionDifference(keras.layers.Layer):
         kernel: ``"channelwise"`` (eq. 2), ``"ordinary"``, which mixes the channels (Table 10), or ``"frequency"``,
             F(t) - F(t+1) without weights (section 3.3, Table 8).
         strides: stride in both directions of space.
+        causal: the same differences a frame later, H(t) = F(t-1) - K * F(t): no frame sees a later one, and the first
+            frame, which has none before it, gives zeros.
 
     Input shape: (B, T, H, W, C); C must be known. Output shape: (B, T, ceil(H / strides), ceil(W / strides), C).
     """
 
-    def __init__(self, kernel="channelwise", strides=1, **kwargs):
+    def __init__(self, kernel="channelwise", strides=1, causal=False, **kwargs):
         super().__init__(**kwargs)
         check_choice("kernel", kernel, ("channelwise", "ordinary", "frequency"))
         check_count("strides", strides)
         self.kernel = kernel
         self.strides = strides
+        self.causal = causal
 
     def build(self, input_shape):
         check_shape(input_shape, "B T H W C", known=("C",))
@@ -109,10 +137,24 @@ class MotionDifference(keras.layers.Layer):
             self.values = self.add_weight(shape=shape, initializer=pass_on, name="kernel")
 
     def call(self, inputs):
-        frames = inputs[:, :, :: self.strides, :: self.strides] if self.strides > 1 else inputs  # (B, T, H', W', C)
-        moved = frames if self.kernel == "frequency" else self._convolve(inputs)  # (B, T, H', W', C)
+        frames, moved = self._both(inputs)  # 2 × (B, T, H', W', C)
         # The first frame is moved without use, lest a clip of one frame give the convolution an empty batch.
-        return ops.concatenate([frames[:, :-1] - moved[:, 1:], ops.zeros_like(frames[:, :1])], axis=1)
+        difference, nothing = frames[:, :-1] - moved[:, 1:], ops.zeros_like(frames[:, :1])
+        return ops.concatenate([nothing, difference] if self.causal else [difference, nothing], axis=1)
+
+    def _both(self, inputs):
+        """F and K * F where H is taken."""
+        frames = inputs[:, :, :: self.strides, :: self.strides] if self.strides > 1 else inputs  # (B, T, H', W', C)
+        return frames, frames if self.kernel == "frequency" else self._convolve(inputs)
+
+    def state_shapes(self, input_shape):
+        """{name: shape} of the state of :meth:`step` for frames of a shape."""
+        return {"frame": (input_shape[0], 1, *self.compute_output_shape(input_shape)[2:])}
+
+    def step(self, frame, state, count):
+        """The next frame (B, 1, H, W, C) of a stream: (output, new state). See :mod:`keras_stss.streaming`."""
+        frame, moved = self._both(frame)  # 2 × (B, 1, H', W', C)
+        return where_begun(count, state["frame"] - moved), {"frame": frame}
 
     def _convolve(self, inputs):
         maps = ops.pad(fold(inputs), [(0, 0), (1, 1), (1, 1), (0, 0)])  # (N, H + 2, W + 2, C)
@@ -123,7 +165,7 @@ class MotionDifference(keras.layers.Layer):
         return (*input_shape[:2], *space, input_shape[-1])
 
     def get_config(self):
-        return {**super().get_config(), "kernel": self.kernel, "strides": self.strides}
+        return {**super().get_config(), "kernel": self.kernel, "strides": self.strides, "causal": self.causal}
 
 
 @keras.saving.register_keras_serializable(package="keras_stss")
@@ -143,11 +185,12 @@ class ChannelwiseMotion(keras.layers.Layer):
         motion: ``"channelwise"`` or ``"ordinary"`` 3×3 convolution (Table 10).
         kernels: ``"learned"``, or ``"frequency"`` for F(t) - F(t+1) (Table 8).
         strides: stride in both directions of space.
+        causal: each frame is compared with the one before (see :class:`MotionDifference`).
 
     Input shape: (B, T, H, W, C); C must be known. Output shape: (B, T, ceil(H / strides), ceil(W / strides), C).
     """
 
-    def __init__(self, reduction=16, motion="channelwise", kernels="learned", strides=1, **kwargs):
+    def __init__(self, reduction=16, motion="channelwise", kernels="learned", strides=1, causal=False, **kwargs):
         super().__init__(**kwargs)
         check_count("reduction", reduction)
         check_choice("motion", motion, ("channelwise", "ordinary"))
@@ -156,8 +199,9 @@ class ChannelwiseMotion(keras.layers.Layer):
         self.motion = motion
         self.kernels = kernels
         self.strides = strides
+        self.causal = causal
         kernel = motion if kernels == "learned" else "frequency"
-        self.difference = MotionDifference(kernel, strides, dtype=self.dtype_policy, name="difference")
+        self.difference = MotionDifference(kernel, strides, causal, dtype=self.dtype_policy, name="difference")
 
     def build(self, input_shape):
         check_shape(input_shape, "B T H W C", known=("C",))
@@ -176,6 +220,15 @@ class ChannelwiseMotion(keras.layers.Layer):
         difference = self.difference(self.reduce(inputs))  # (B, T, H', W', C / reduction)
         return self.restore(difference, training=training)  # (B, T, H', W', C)
 
+    def state_shapes(self, input_shape):
+        """{name: shape} of the state of :meth:`step` for frames of a shape."""
+        return self.difference.state_shapes(self.reduce.compute_output_shape(input_shape))
+
+    def step(self, frame, state, count):
+        """The next frame (B, 1, H, W, C) of a stream: (output, new state). See :mod:`keras_stss.streaming`."""
+        difference, state = self.difference.step(self.reduce(frame), state, count)
+        return self.restore(difference, training=False), state
+
     def motion_features(self, inputs):
         """{"motion": H of eq. 2, (B, T, H', W', C / reduction)} of arrays or Keras tensors."""
         return {"motion": self.difference(self.reduce(inputs))}
@@ -190,4 +243,5 @@ class ChannelwiseMotion(keras.layers.Layer):
             "motion": self.motion,
             "kernels": self.kernels,
             "strides": self.strides,
+            "causal": self.causal,
         }

@@ -39,6 +39,8 @@ BLOCK_CLASSES = {
     "correlation": CorrelationBlock,
     "local_attention": LocalAttentionBlock,
 }
+#: Blocks with a causal form of their own; others are causal, or not, as their other arguments make them.
+CAUSAL_FORMS = ("motion_squeeze", "stm")
 #: The operation that a native block stands or falls with.
 BLOCK_OPERATIONS = {"selfy": "stss", "motion_squeeze": "displacement"}
 #: The width that the papers' backbones have.
@@ -91,7 +93,7 @@ def _network(network, classes):
 
 def _assemble(network, classes):
     frames = keras.Input((None, None, None, 3), dtype="uint8", name="frames")  # (B, T, H, W, 3)
-    insert = {stage: _steps(stage, chosen, Counter()) for stage, chosen in network.insert.items()}
+    insert = {stage: _steps(stage, chosen, Counter(), network.causal) for stage, chosen in network.insert.items()}
     shift_divisor = network.shift_divisor if network.temporal == "tsm" else None
     if network.backbone == "i3d":
         # As its weights want their pixels: from -1 to 1.
@@ -102,34 +104,38 @@ def _assemble(network, classes):
     else:
         pixels = NormalizeFrames(name="normalize")(frames)
         if network.backbone == "mobilenet_v2":
-            stages = mobilenet_v2(pixels, network.width / PAPER_WIDTH, shift_divisor, insert)
+            stages = mobilenet_v2(pixels, network.width / PAPER_WIDTH, shift_divisor, insert, network.causal)
         else:
             stm = network.stm.model_dump() if network.temporal == "stm" else None
-            stages = resnet(pixels, network.backbone, network.width, shift_divisor, insert, network.shift_every, stm)
+            options = {"shift_every": network.shift_every, "stm": stm, "causal": network.causal}
+            stages = resnet(pixels, network.backbone, network.width, shift_divisor, insert, **options)
         features = list(stages.values())[-1]
     logits = classify(features, classes, network.dropout)
     return keras.Model(frames, logits, name=f"{network.temporal}_{network.backbone}")
 
 
-def _steps(stage, chosen, names):
+def _steps(stage, chosen, names, causal):
     """What a section puts after a stage: its blocks in the order of ``BLOCKS``, those side by side, or a list's.
 
-    ``names`` counts the blocks of a kind.
+    ``names`` counts the blocks of a kind; ``causal`` makes those causal that can be told to.
     """
     steps = []
     for name in chosen.named():
         if name == "sequence":
-            steps += [step for each in chosen.sequence for step in _steps(stage, each, names)]
+            steps += [step for each in chosen.sequence for step in _steps(stage, each, names, causal)]
         elif name == "parallel":
-            alone = [_block(stage, each.named()[0], each, names, **ALONE[each.named()[0]]) for each in chosen.parallel]
+            members = [(each.named()[0], each) for each in chosen.parallel]
+            alone = [_block(stage, kind, each, names, causal, **ALONE[kind]) for kind, each in members]
             steps.append(_Sum(f"{stage}_{_unique('parallel', names)}", alone))
         else:
-            steps.append(_block(stage, name, chosen, names))
+            steps.append(_block(stage, name, chosen, names, causal))
     return steps
 
 
-def _block(stage, name, chosen, names, **options):
+def _block(stage, name, chosen, names, causal, **options):
     section = getattr(chosen, name)
+    if causal and name in CAUSAL_FORMS:
+        options["causal"] = True
     # Otherwise the first step would stop, deep inside Keras.
     if getattr(section, "implementation", None) == "native" and (reason := why_not_native(BLOCK_OPERATIONS[name])):
         raise ConfigError(f"model.insert.{stage}.{name}.implementation: native is not possible: {reason}")

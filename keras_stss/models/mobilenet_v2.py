@@ -20,7 +20,7 @@ STAGES = ("stage1", *INVERTED_RESIDUALS)
 STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 
 
-def mobilenet_v2(frames, width_multiplier=1.0, shift_divisor=None, insert=None):
+def mobilenet_v2(frames, width_multiplier=1.0, shift_divisor=None, insert=None, causal=False):
     """Applies MobileNet-V2 to normalised frames.
 
     The first convolution is 3×3, as in MobileNet-V2's paper and all ImageNet weights; MotionSqueeze's Table 10 has 7×7
@@ -33,6 +33,7 @@ def mobilenet_v2(frames, width_multiplier=1.0, shift_divisor=None, insert=None):
         shift_divisor: None for TSN; n for TSM, which shifts 1/n of the channels each way before the expansion of
             every block that has a shortcut (Lin et al., ICCV 2019, and its code).
         insert: {stage: [layers]}, called one after another on the stage's output.
+        causal: the shift has its causal form: no frame sees a later one.
 
     Returns:
         Dictionary of stage name → Keras tensor (B, T, h, w, c), inserted layers included.
@@ -52,7 +53,7 @@ def mobilenet_v2(frames, width_multiplier=1.0, shift_divisor=None, insert=None):
             filters = round_channels(channels * width_multiplier)
             for number in range(depth):
                 strides = 1 if number else first_stride
-                x = _inverted_residual(x, filters, expansion, strides, shift_divisor, f"{stage}_{position}")
+                x = _inverted_residual(x, filters, expansion, strides, shift_divisor, f"{stage}_{position}", causal)
                 position += 1
         if stage == STAGES[-1]:
             last = round_channels(LAST_CHANNELS * max(1.0, width_multiplier))
@@ -61,12 +62,12 @@ def mobilenet_v2(frames, width_multiplier=1.0, shift_divisor=None, insert=None):
     return stages.outputs
 
 
-def _inverted_residual(x, filters, expansion, strides, shift_divisor, name):
+def _inverted_residual(x, filters, expansion, strides, shift_divisor, name, causal):
     """1×1 expansion, depthwise 3×3 and a linear 1×1 projection, with a shortcut where the shape stays."""
     shortcut = x if strides == 1 and x.shape[-1] == filters else None
     inside = x.shape[-1] * expansion
     if shortcut is not None and expansion > 1 and shift_divisor is not None:
-        x = TemporalShift(shift_divisor, name=f"{name}_shift")(x)
+        x = TemporalShift(shift_divisor, causal, name=f"{name}_shift")(x)
     if expansion > 1:
         x = ConvBN(inside, 1, activation="relu6", name=f"{name}_expand")(x)
     x = DepthwiseConvBN(3, strides, name=f"{name}_depthwise")(x)

@@ -18,7 +18,7 @@ RESNETS = {
 STAGES = ("pool1", "res2", "res3", "res4", "res5")
 
 
-def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None, shift_every=1, stm=None):
+def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None, shift_every=1, stm=None, causal=False):
     """Applies a ResNet to normalised frames.
 
     Args:
@@ -34,6 +34,7 @@ def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None, s
             bottleneck), for STM blocks in the place of residual blocks, with ``stages``, where they stand (res2 to res5
             without it), and ``per_stage``, ``"all"`` blocks of these stages or the ``"first"`` one alone (Wang et al.,
             Table 9). An STM block has no shift.
+        causal: no frame sees a later one: shifts and STM blocks have their causal forms.
 
     Returns:
         Dictionary of stage name → Keras tensor (B, T, h, w, c), inserted layers included.
@@ -54,10 +55,10 @@ def resnet(frames, name="resnet50", width=64, shift_divisor=None, insert=None, s
             strides = 2 if number > 0 and position == 0 else 1
             block = f"{stage}_{position}"
             if takes_stm(stage, position):
-                x = _stm(x, filters, strides, bottleneck, stm, block)
+                x = _stm(x, filters, strides, bottleneck, {**stm, "causal": causal}, block)
             else:
                 divisor = None if position % shift_every else shift_divisor
-                x = _residual(x, filters, strides, bottleneck, divisor, block)
+                x = _residual(x, filters, strides, bottleneck, divisor, block, causal)
         x = stages.finish(stage, x)
     return stages.outputs
 
@@ -80,9 +81,9 @@ def _stm(x, filters, strides, bottleneck, stm, name):
     return apply_layers(block.make_layers(x.shape[-1], f"{name}_"), x)
 
 
-def _residual(x, filters, strides, bottleneck, shift_divisor, name):
+def _residual(x, filters, strides, bottleneck, shift_divisor, name, causal):
     """One residual block; the stride sits on the 3×3 convolution, as in torchvision."""
-    branch = x if shift_divisor is None else TemporalShift(shift_divisor, name=f"{name}_shift")(x)
+    branch = x if shift_divisor is None else TemporalShift(shift_divisor, causal, name=f"{name}_shift")(x)
     if bottleneck:
         out = 4 * filters
         branch = ConvBN(filters, 1, name=f"{name}_conv1")(branch)

@@ -77,7 +77,9 @@ def kernel_soft_argmax(volume, sigma=5.0, temperature=0.01):
     check_squeeze(sigma, temperature)
     *lead, rows, columns = sizes(volume)
     flat = ops.relu(ops.reshape(volume, (-1, rows * columns)))  # (N, UV)
-    best = ops.argmax(flat, axis=-1)[:, None]  # (N, 1)
+    # Of whole numbers: of others Keras looks at signs, bit by bit, which LiteRT cannot do.
+    largest = ops.cast(flat >= ops.max(flat, axis=-1, keepdims=True, initial=0), "int32")  # (N, UV)
+    best = ops.argmax(largest, axis=-1)[:, None]  # (N, 1)
     down = ops.arange(rows, dtype=best.dtype) - best // columns  # (N, U), steps from the maximum
     right = ops.arange(columns, dtype=best.dtype) - best % columns  # (N, V)
     is_best = ops.equal(ops.arange(rows * columns, dtype=best.dtype), best)  # (N, UV)

@@ -73,12 +73,17 @@ def embedded_gaussian(queries, temporal_offsets, window, keys=None):
     row = _inside(height, np.arange(rows) - rows // 2)[:, None, None, :, None]  # (H, 1, 1, U, 1)
     column = _inside(width, np.arange(columns) - columns // 2)[:, None, None, :]  # (W, 1, 1, V)
     inside = ops.logical_and(frame, ops.logical_and(row, column))  # (T, H, W, L, U, V)
+    return ops.cast(softmax_inside(scores, inside), queries.dtype)
+
+
+def softmax_inside(scores, inside):
+    """Scores (…, L, U, V) → the softmax over (L, U, V) of those that are ``inside``, and zeros outside."""
     neighbourhood = {"axis": (-3, -2, -1), "keepdims": True}
     scores = ops.where(inside, scores, ops.full_like(scores, -1e30))
     weights = ops.exp(scores - ops.stop_gradient(ops.max(scores, **neighbourhood)))
     weights = ops.where(inside, weights, ops.zeros_like(weights))
     # A position without any neighbour in the clip, and no other, has a sum below 1.
-    return ops.cast(weights / ops.maximum(ops.sum(weights, **neighbourhood), 1.0), queries.dtype)
+    return weights / ops.maximum(ops.sum(weights, **neighbourhood), 1.0)
 
 
 def _inside(size, steps):
