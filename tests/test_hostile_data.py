@@ -192,3 +192,18 @@ def test_wrong_extension(tmp_path, suffix):
     assert len(read_frames(str(path), "video", np.arange)) == 8
     (tmp_path / "picture.mp4").write_bytes(tf.io.encode_jpeg(square_clip(0, 0)[0]).numpy())
     assert len(read_frames(str(tmp_path / "picture.mp4"), "video", np.arange)) == 1
+
+
+def test_a_picture_of_very_many_scans(tmp_path):
+    """Each scan of a progressive JPEG file costs a pass over the picture; 40 bytes make one more."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = tf.io.encode_jpeg(noise, progressive=True).numpy()
+    assert 5 < content.count(b"\xff\xda") < 20
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    (folder / "1.jpg").write_bytes(content)
+    assert read_frames(str(folder), "frames", lambda n: [0]).shape == (1, 64, 64, 3)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    (folder / "1.jpg").write_bytes(content[:-2] + 2000 * last + content[-2:])
+    with pytest.raises(ClipError, match="scans of 64x64 pixels: too many"):
+        read_frames(str(folder), "frames", lambda n: [0])

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -67,6 +69,37 @@ def test_packed_folders_keep_the_very_bytes_and_give_the_very_stream(tmp_path, s
         files = [(tmp_path / "files" / clip.id / name).read_bytes() for name in sorted(os.listdir(clip.path))]
         assert by_id[clip.id.encode()] == files
     assert_same(batches(packed(tmp_path / "packed"))[0], batches(folders)[0])
+
+
+def test_videos_that_are_encoded_anew(videos, tmp_path):
+    """The same clips, frames and parts, smaller and nearly the same pixels; every frame is a key frame."""
+    part = replace(videos.train[6], frames=(2, 7))
+    parts = DataSet([*videos.train[:6], part], videos.validation, LABELS)
+    pack(parts, tmp_path, "video", short_side=24, shards=2)
+    read = packed(tmp_path)
+    for clip, source in zip(read.train + read.validation, parts.train + parts.validation, strict=True):
+        counts = []
+        frames = read_clip(clip, lambda n: counts.append(n) or np.arange(n))  # noqa: B023 - called at once
+        original = read_clip(source, np.arange)
+        assert len(frames) == len(original) and frames.shape[1:] == (24, 30, 3) and clip.id == source.id
+        small = tf.image.resize(original, (24, 30), antialias=True).numpy()
+        assert np.abs(frames - small).mean() < 8
+        with av.open(records.VideoSource(records.Record(clip.path)).open()) as container:
+            assert all(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
+    whole = contents(tmp_path)
+    pack(parts, tmp_path, "video", short_side=24, shards=2)
+    assert contents(tmp_path) == whole
+    with pytest.raises(DataError, match="packed otherwise"):
+        pack(parts, tmp_path, "video", short_side=20, shards=2)
+
+
+def test_frames_of_odd_size_are_encoded_as_they_are(tmp_path):
+    gradient = np.add.outer(np.arange(33), np.arange(41))[None, :, :, None] * np.ones((4, 1, 1, 3))
+    path = str(write_video(tmp_path / "0.mp4", gradient.astype(np.uint8)))
+    clips = [Clip("0", path, 0, "video")]
+    pack(DataSet(clips, clips, LABELS), tmp_path / "packed", "video", short_side=100)
+    frames = read_clip(packed(tmp_path / "packed").train[0], np.arange)
+    assert frames.shape == (4, 33, 41, 3) and np.abs(frames - read_clip(clips[0], np.arange).astype(float)).mean() < 6
 
 
 def test_shrunk_frames_give_the_stream_of_a_folder_of_the_packed_pictures(videos, tmp_path):
@@ -257,7 +290,7 @@ def test_the_manifest_tells_how_it_was_packed(videos, tmp_path):
     ("given", "message"),
     [
         ({"form": "mp4"}, "form must be"),
-        ({"form": "video", "short_side": 128}, "short_side belongs to form 'jpeg'"),
+        ({"form": "video", "short_side": 0}, "short_side must be at least 1"),
         ({"short_side": 0}, "short_side must be at least 1"),
         ({"quality": 101}, "quality from 1 to 100"),
         ({"workers": 0}, "workers must be at least 1"),
@@ -293,7 +326,7 @@ def test_the_command_line_packs_checks_and_finds_damage(clip_set, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    "options", [["--quality", "0"], ["--form", "video", "--short-side", "64"], ["data.fold=1"], ["data.root=/nowhere"]]
+    "options", [["--quality", "0"], ["--form", "video", "--short-side", "0"], ["data.fold=1"], ["data.root=/nowhere"]]
 )
 def test_the_command_line_says_what_is_wrong(clip_set, tmp_path, capsys, options):
     assert main(["prepare", "pack", "clips", str(clip_set), str(tmp_path / "packed"), *options]) == 2

@@ -1,7 +1,9 @@
+import os
 import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,14 @@ from streams import LABELS, assert_same, batches, clip_of, config, with_broken, 
 
 from keras_stss.data.annotations import Clip, DataError
 from keras_stss.data.decode import ClipError
-from keras_stss.data.pipeline import TooManyUnreadable, Unreadable, evaluation_stream, read_clip, training_stream
+from keras_stss.data.pipeline import (
+    TooManyUnreadable,
+    Unreadable,
+    evaluation_stream,
+    next_position,
+    read_clip,
+    training_stream,
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +66,7 @@ class TestTraining:
     def test_continues_where_it_was(self, clips, tmp_path, broken):
         clips = with_broken(clips, tmp_path, *broken)
         whole = batches(self.stream(clips, max_unreadable=0.5), 8)
-        start = int(whole[3]["position"][-1]) + 1
+        start = next_position(0, whole[3]["position"], 3)
         assert_same(whole[4:], batches(self.stream(clips, start=start, max_unreadable=0.5), 4))
 
     def test_mirrors_only_where_the_label_allows(self, clips):
@@ -90,6 +99,17 @@ class TestTraining:
     def test_no_clip(self):
         with pytest.raises(DataError, match="no training clip"):
             self.stream([])
+
+    def test_memory_stays_flat(self, clips):
+        """A leak of a clip's frames would make 19 kB a clip: 30 MB in these."""
+        stream = iter(self.stream(clips, batch_size=4))
+        used = []
+        for number in range(500):
+            next(stream)
+            if number in (99, 499):
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                used.append(pages * os.sysconf("SC_PAGE_SIZE"))
+        assert used[1] - used[0] < 10e6
 
     def test_interpreter_ends_while_a_stream_is_open(self, tmp_path):
         noise = np.random.default_rng(0).integers(0, 256, (60, 240, 320, 3), dtype=np.uint8)

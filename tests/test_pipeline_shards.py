@@ -5,7 +5,14 @@ import pytest
 import tensorflow as tf
 from streams import LABELS, assert_same, batches, config, with_broken, write_clips
 
-from keras_stss.data.pipeline import Mix, TooManyUnreadable, Unreadable, evaluation_stream, training_stream
+from keras_stss.data.pipeline import (
+    Mix,
+    TooManyUnreadable,
+    Unreadable,
+    evaluation_stream,
+    next_position,
+    training_stream,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +46,11 @@ class TestTraining:
 
     def test_continues_where_it_was(self, clips):
         whole = [batches(self.stream(clips, (index, 2), 5), 4) for index in range(2)]
-        start = max(int(part[1]["position"][-1]) for part in whole) + 1
-        later = [batches(self.stream(clips, (index, 2), 5, start), 2) for index in range(2)]
+        starts = [0, 0]
+        for step in range(2):
+            starts = [next_position(starts[n], whole[n][step]["position"], 5, (n, 2)) for n in range(2)]
+        assert starts == [10, 10]  # all shards go on at the same one
+        later = [batches(self.stream(clips, (index, 2), 5, starts[index]), 2) for index in range(2)]
         assert_same(together(later), together(whole)[2:])
 
     def test_a_broken_clip_does_not_put_shards_out_of_step(self, clips, tmp_path):

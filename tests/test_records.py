@@ -12,7 +12,7 @@ from packed_sets import LABELS, assert_same, batches, config, folder_set, packed
 
 from keras_stss.config import DataConfig
 from keras_stss.data import records
-from keras_stss.data.annotations import Clip, DataError, DataSet, check_there, read_annotations, storage
+from keras_stss.data.annotations import Clip, DataError, DataSet, check_there, groups, read_annotations, storage
 from keras_stss.data.annotations import packed as packed_format
 from keras_stss.data.decode import ClipError, read_clip
 from keras_stss.data.pack import pack
@@ -173,7 +173,7 @@ def test_a_folder_without_a_manifest_says_what_is_wanted(tmp_path):
 
 
 def test_keys_of_other_formats_are_refused():
-    for name, value in {"train": "a", "annotations": "a", "holdout": "a", "fold": 1, "labels": "a"}.items():
+    for name, value in {"train": "a", "annotations": "a", "fold": 1, "labels": "a"}.items():
         with pytest.raises(ValueError, match=f"data.{name} does not belong to format 'records'"):
             DataConfig(format="records", root=".", **{name: value})
 
@@ -217,6 +217,29 @@ def test_a_group_stays_with_its_clip(tmp_path):
     clips = [Clip("0", path, 0, "video", group="kitchen")]
     pack(DataSet(clips, clips, LABELS), tmp_path / "packed", "video")
     assert packed(tmp_path / "packed").train[0].group == "kitchen"
+
+
+def test_a_group_of_a_packed_set_is_held_out(tmp_path):
+    """Whichever of the packed lists its clips are in; no clip is lost or there twice."""
+    path = str(write_video(tmp_path / "0.mp4", square_clip(0, 0)))
+    clips = [
+        Clip(str(n), path, n % 3, "video", group=("kitchen", "10", "9")[n % 3], frames=(n, n + 2)) for n in range(7)
+    ]
+    pack(DataSet(clips[:4], clips[4:], LABELS), tmp_path / "packed", "video")
+    assert groups(config(tmp_path / "packed")) == ["9", "10", "kitchen"]
+    for group, wanted in {"kitchen": ["0", "3", "6"], "10": ["1", "4"]}.items():
+        data_set = read_annotations(config(tmp_path / "packed", holdout=group))
+        assert [clip.id for clip in data_set.validation] == wanted
+        assert sorted([clip.id for clip in data_set.train] + wanted) == [str(n) for n in range(7)]
+        assert data_set == read_annotations(config(tmp_path / "packed", holdout="9"), holdout=group)
+    for wrong in ("each", "garden"):
+        with pytest.raises(DataError, match=f"no group '{wrong}'.*There are: 9, 10, kitchen"):
+            read_annotations(config(tmp_path / "packed", holdout=wrong))
+
+
+def test_no_group_can_be_held_out_where_there_are_none(made):
+    with pytest.raises(DataError, match="packed from a data set without groups"):
+        read_annotations(config(made[1] / "video", holdout="1"))
 
 
 def test_the_window_is_cut_as_from_files(tmp_path):

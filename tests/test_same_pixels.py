@@ -18,6 +18,26 @@ def test_shrinking_with_the_frames_side_by_side(size):
     np.testing.assert_array_equal(views.fit(tf.constant(frames), 56), plain)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (64, 40), (30, 63)])
+def test_shrinking_a_little(size):
+    """To 7/8 no antialias: hardly another picture; each of its pixels counts."""
+    rows, columns = np.mgrid[:128, :128] / 128
+    waves = 127 + 60 * np.sin(40 * rows) + 60 * np.cos(55 * columns * rows)  # of 15 pixels and more
+    frames = np.repeat(waves[None, : size[0], : size[1], None], 3, -1).astype("uint8")
+    found = views.fit(tf.constant(frames), 56).numpy().astype(float)
+    antialiased = tf.image.resize(frames, [56, 56], antialias=True).numpy()
+    assert np.abs(found - antialiased).mean() < 1 < np.abs(found).mean()
+    ones = np.zeros((size[0], *size, 3), "uint8")
+    ones[np.arange(size[0]), np.arange(size[0])] = 255  # each frame has one row
+    assert (views.fit(tf.constant(ones), 56).numpy().max((1, 2, 3)) > 100).all()
+
+
+def test_shrinking_more_is_antialiased():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 65, 56, 3), dtype="uint8")
+    plain = tf.cast(tf.round(tf.image.resize(frames, [56, 56], antialias=True)), tf.uint8)
+    np.testing.assert_array_equal(views.fit(tf.constant(frames), 56), plain)
+
+
 def test_the_mirror_image():
     view = np.random.default_rng(1).integers(0, 256, (4, 9, 7, 3), dtype="uint8")
     np.testing.assert_array_equal(views._reversed_rows(tf.constant(view)), view[:, :, ::-1])

@@ -47,6 +47,7 @@ QUICK = Size(
 FILES = Contestant("ours", "files", "keras_stss")
 JPEG_SHARDS = Contestant("ours", "jpeg shards", "keras_stss, packed: JPEG shards")
 VIDEO_SHARDS = Contestant("ours", "video shards", "keras_stss, packed: video shards")
+KEY_SHARDS = Contestant("ours", "key-frame shards", "keras_stss, packed: shards of video, all key frames")
 OPENCV = Contestant("torch", "OpenCV", "OpenCV, without normalisation")
 PIL = [
     Contestant("torch", "PIL", "PIL: the TSN/TSM way"),
@@ -55,6 +56,7 @@ PIL = [
 VIDEO = [
     FILES,
     VIDEO_SHARDS,
+    KEY_SHARDS,
     JPEG_SHARDS,
     Contestant("torch", "OpenCV and PIL", "OpenCV, PIL: the TSN/TSM way"),
     OPENCV,

@@ -25,25 +25,25 @@ LABELS = ["Holding something"]  # names no side: half of the views are mirrored
 SHOWN = 4
 
 
-def _contestant(packed=None):
-    """Ours, from the files, or from shards of the form ``packed``."""
+def _contestant(packed=None, anew=False):
+    """Ours, from the files, or from shards of the form ``packed``; ``anew``: encoded anew."""
 
     def make(case, arrays, mode):
         clips = [Clip(path, path, 0, case["kind"]) for path in case["paths"]]
         if packed:
-            clips = _packed(case, clips, packed)
+            clips = _packed(case, clips, packed, case["height"] if anew else None)
         return _STAGES[mode](case, clips)
 
     return make
 
 
-def _packed(case, clips, form):
+def _packed(case, clips, form, short_side):
     """The clips of the shards, which are written the first time."""
     from keras_stss.data.pack import pack  # not there: the rows say so
 
-    folder = Path(case["root"], f"{case['form']}-packed-{form}")
+    folder = Path(case["root"], f"{case['form']}-packed-{form}-{short_side}")
     if not folder.is_dir():
-        pack(DataSet(clips, clips[:1], LABELS), str(folder), form, workers=case["threads"])
+        pack(DataSet(clips, clips[:1], LABELS), str(folder), form, short_side=short_side, workers=case["threads"])
     return read_annotations(DataConfig(format="records", root=str(folder))).train
 
 
@@ -148,4 +148,5 @@ CONTESTANTS = {
     ("data", "files"): _contestant(),
     ("data", "jpeg shards"): _contestant("jpeg"),
     ("data", "video shards"): _contestant("video"),
+    ("data", "key-frame shards"): _contestant("video", anew=True),
 }

@@ -73,7 +73,7 @@ _OWN_KEYS = {
     "gym288": (*_LISTS, "annotations"),
     "ucf101": (*_LISTS, "fold"),
     "hmdb51": ("annotations", "fold"),
-    "records": (),
+    "records": ("holdout",),
 }
 
 
@@ -105,7 +105,7 @@ class DataConfig(Section):
         None, description="ucf101, hmdb51: which of the three splits (default: 1)"
     )
     group_column: str = Field("group", description="clips: the CSV's column that holds the group (scene, person, …)")
-    holdout: str | None = Field(None, description="clips: the group to test on, or 'each' for all in turn")
+    holdout: str | None = Field(None, description="clips, records: the group to test on, or 'each' for all in turn")
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.2, description="clips: share held out for testing where neither a split column nor holdout says"
     )

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_stss.data.buffers import buffers
+
 # Beyond these a clip is a damaged header, an attack on memory or time, or a mistake.
 MAX_PIXELS = 64_000_000  # a frame; twice an 8K one
 MAX_RATIO = 50  # of a frame's sides: resized to a short side of 256, 100,000x1 pixels would take 20 GB
@@ -37,8 +39,7 @@ class Cutter:
         if box is None:
             return picture
         top, left, height, width = box
-        # A copy, so that the whole picture does not stay in memory.
-        return picture[top : top + height, left : left + width].copy()
+        return picture[top : top + height, left : left + width]
 
     def _checked(self, height, width):
         box = self.window(height, width)
@@ -49,6 +50,45 @@ class Cutter:
         if top < 0 or left < 0 or not 0 < box_height <= height - top or not 0 < box_width <= width - left:
             raise ValueError(f"window must give a part of the {height}x{width} frame. Received: {box}")
         return box
+
+
+class Kept:
+    """The frames wanted of a clip, each copied to its place as it comes.
+
+    Args:
+        order: their names in order, which never falls; one that is there twice makes two frames.
+    """
+
+    def __init__(self, order):
+        self._places = {}
+        for place, name in enumerate(order):
+            self._places.setdefault(name, []).append(place)
+        self._count, self._missing, self._frames = len(order), set(order), None
+
+    def __setitem__(self, name, picture):
+        if self._frames is None:
+            self._frames = buffers.empty((self._count, *picture.shape), picture.dtype)
+        for place in self._places[name]:
+            self._frames[place] = picture
+        self._missing.discard(name)
+
+    def __contains__(self, name):
+        return name in self._places
+
+    def __len__(self):
+        """Number of different frames wanted."""
+        return len(self._places)
+
+    @property
+    def is_full(self):
+        return not self._missing
+
+    @property
+    def frames(self):
+        """All of them as one array."""
+        if self._missing:
+            raise ClipError(f"damaged: frame {min(self._missing)} cannot be decoded")
+        return self._frames
 
 
 def chosen(choose, count):

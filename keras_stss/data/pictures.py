@@ -8,12 +8,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_stss.data.annotations import natural_key
-from keras_stss.data.frames import ClipError, check_size, chosen
+from keras_stss.data.frames import ClipError, Kept, check_size, chosen
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_PICTURE_BYTES = 2**28  # a picture file
+# Progressive JPEG files go over the picture once a scan: ten times, as they are written, but a few bytes make one more.
+MAX_SCANS, MAX_SCANNED = 1000, 2_000_000_000  # scans; pixels of all scans together, seconds of work
 
-_JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
+_JPEG, _PNG, _SCAN = b"\xff\xd8", b"\x89PNG", b"\xff\xda"
 
 # Of JPEG files: the markers whose segment holds the size, and those before it whose segment is passed over.
 _SIZE_MARKERS = (0xC0, 0xC1, 0xC2)
@@ -27,9 +29,10 @@ _FLOW_PREFIXES = ("flow_x_", "flow_y_")
 def read_folder(path, choose, cutter):
     names = frame_names(path)
     indices = chosen(choose, len(names))
-    wanted = sorted(set(indices))
-    frames = {index: _read_picture(os.path.join(path, names[index]), cutter, len(wanted)) for index in wanted}
-    return np.stack([frames[index] for index in indices])
+    kept = Kept(indices)
+    for index in sorted(set(indices)):
+        kept[index] = decode_picture(picture_bytes(os.path.join(path, names[index])), names[index], cutter, len(kept))
+    return kept.frames
 
 
 def frame_names(path):
@@ -54,19 +57,19 @@ def _in_order(names):
     return sorted(names, key=natural_key)
 
 
-def _read_picture(path, cutter, times):
-    return decode_picture(picture_bytes(path), os.path.basename(path), cutter, times)
-
-
 def picture_bytes(path):
     """The content of a picture file, which must not be too large."""
     name = os.path.basename(path)
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_PICTURE_BYTES:
-            raise ClipError(f"frame {name} is no file, or larger than {MAX_PICTURE_BYTES // 2**20} MiB")
-        with open(path, "rb") as file:
-            return file.read()
+        # No waiting for what a pipe may give.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_PICTURE_BYTES:
+                raise ClipError(f"frame {name} is no file, or larger than {MAX_PICTURE_BYTES // 2**20} MiB")
+            return os.read(file, status.st_size)
+        finally:
+            os.close(file)
     except OSError as error:
         raise ClipError(f"frame {name} cannot be read: {error.strerror}") from None
 
@@ -77,10 +80,10 @@ def decode_picture(content, name, cutter, times):
     try:
         with tf.device("CPU:0"):
             if content.startswith(_PNG):
-                return cutter.cut(tf.io.decode_png(content, channels=3).numpy(), times)
+                return cutter.cut(_array(tf.io.decode_png(content, channels=3)), times)
             box = cutter.box(*size, times)
             if box is None:
-                return tf.io.decode_jpeg(content, channels=3).numpy()
+                return _array(tf.io.decode_jpeg(content, channels=3))
             return _decode_box(content, box, *size)
     except tf.errors.OpError:
         raise ClipError(f"frame {name} is damaged or cut short") from None
@@ -99,6 +102,9 @@ def picture_size(content, name):
     else:
         raise ClipError(f"frame {name} is neither JPEG nor PNG")
     check_size(width, height)
+    # The marker of a scan stands nowhere in coded pixels; in other data it may, a few times.
+    if content.startswith(_JPEG) and (scans := content.count(_SCAN)) > min(MAX_SCANS, MAX_SCANNED // (height * width)):
+        raise ClipError(f"frame {name} is stored in {scans} scans of {width}x{height} pixels: too many to decode")
     return height, width
 
 
@@ -108,8 +114,13 @@ def _decode_box(content, box, height, width):
     # Colours, stored at half the size, are interpolated from their neighbours.
     above, before = max(top - _MARGIN, 0), max(left - _MARGIN, 0)
     below, behind = min(top + box_height + _MARGIN, height), min(left + box_width + _MARGIN, width)
-    larger = tf.io.decode_and_crop_jpeg(content, [above, before, below - above, behind - before], channels=3).numpy()
-    return larger[top - above : top - above + box_height, left - before : left - before + box_width]
+    larger = tf.io.decode_and_crop_jpeg(content, [above, before, below - above, behind - before], channels=3)
+    return _array(larger)[top - above : top - above + box_height, left - before : left - before + box_width]
+
+
+def _array(tensor):
+    """The tensor's own memory, to read: ``numpy()`` copies it."""
+    return np.asarray(memoryview(tensor))
 
 
 def _jpeg_size(content):

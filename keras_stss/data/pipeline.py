@@ -40,7 +40,9 @@ __all__ = [
     "TooManyUnreadable",
     "Unreadable",
     "evaluation_stream",
+    "next_position",
     "read_clip",
+    "read_view",
     "training_stream",
 ]
 
@@ -94,8 +96,8 @@ def training_stream(
 ) -> tf.data.Dataset:
     """Random views without end.
 
-    Position p stands for clip ``permutation(seed, p // N)[p % N]`` of the N clips. To continue a run, start at the last
-    ``position`` of its last batch + 1. An unreadable clip is recorded and left out before batching, so batches are
+    Position p stands for clip ``permutation(seed, p // N)[p % N]`` of the N clips. To continue a run, start where
+    :func:`next_position` says. An unreadable clip is recorded and left out before batching, so batches are
     always full.
 
     The shards of a step together are the batch of the whole stream, row for row. There, an unreadable clip is not left
@@ -134,6 +136,18 @@ def training_stream(
     if mix is not None:
         batches = batches.map(lambda batch: _mixed(batch, len(labels)))
     return batches.prefetch(2)
+
+
+def next_position(position: int, positions, batch_size: int, shard: tuple[int, int] | None = None) -> int:
+    """Where to start a training stream that shall go on behind a batch.
+
+    Args:
+        position: where that batch began: the stream's start, or what this function gave for the batch before.
+        positions: ``"position"`` of the batch.
+        batch_size: B, over all shards.
+        shard: that of the stream. With shards no position is left out, and all go on at the same one.
+    """
+    return position + batch_size if shard is not None else int(np.max(positions)) + 1
 
 
 def evaluation_stream(
@@ -189,7 +203,12 @@ def read_clip(path: str, kind: str, data: DataConfig) -> np.ndarray:
     Raises:
         ClipError: where the clip cannot be read, with the reason.
     """
-    frames = _read_sampled(Clip(path, path, 0, kind), data, 1, None, None)
+    return read_view(Clip(path, path, 0, kind), data)
+
+
+def read_view(clip: Clip, data: DataConfig) -> np.ndarray:
+    """The same of an annotated clip, which may be a part of its file."""
+    frames = _read_sampled(clip, data, 1, None, None)
     with tf.device("CPU:0"):
         return center_view(frames, data.resize, data.crop).numpy()
 
@@ -302,6 +321,8 @@ def _read(positions, sample, data):
     options = tf.data.Options()
     # Without a pool of its own, tf.data runs no more calls at a time than there are cores, however many workers.
     options.threading.private_threadpool_size = data.workers
+    # As many clips are under way: sharing out the work on one of them as well only costs time.
+    options.threading.max_intra_op_parallelism = 1
     # More calls than workers: samples come out in order, and no worker shall wait for another one's slow clip.
     samples = positions.map(sample, num_parallel_calls=2 * data.workers, deterministic=True)
     readable = samples.filter(lambda is_readable, _: is_readable).map(lambda _, values: values)

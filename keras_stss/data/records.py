@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_stss.data.annotations import storage
 from keras_stss.data.annotations.packed import FORMS, PIECE, digest, read_manifest, read_shard
-from keras_stss.data.frames import ClipError, chosen
+from keras_stss.data.frames import ClipError, Kept, chosen
 from keras_stss.data.pictures import decode_picture
 from keras_stss.data.video import read_video
 
@@ -37,11 +37,13 @@ def read_record(path, kind, choose, start, end, cutter):
         indices = chosen(choose, len(record.pieces))
         wanted = sorted(set(indices))
         pictures = zip(wanted, record.read(wanted), strict=True)
+        kept = Kept(indices)
         try:
-            frames = {index: decode_picture(content, index, cutter, len(wanted)) for index, content in pictures}
+            for index, content in pictures:
+                kept[index] = decode_picture(content, index, cutter, len(kept))
         except ClipError as error:
             raise ClipError(f"{record.name}: {error}") from None
-        return np.stack([frames[index] for index in indices])
+        return kept.frames
     source = VideoSource(record)
     try:
         frames = read_video(source, choose, start, end, cutter)

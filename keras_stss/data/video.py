@@ -15,7 +15,7 @@ import av.logging
 import numpy as np
 
 from keras_stss.data import frames as limits
-from keras_stss.data.frames import ClipError, check_size, check_work, chosen
+from keras_stss.data.frames import ClipError, Kept, check_size, check_work, chosen
 
 MAX_FRAMES = 2_000_000  # a file: 18 hours at 30 a second
 
@@ -118,9 +118,9 @@ def _read_part(path, start, end, choose, cutter):
         indices = chosen(choose, len(inside))
         if kept is None:
             kept = _packets_from(container, stream, entry, high)
-        wanted = {inside[index] for index in indices}
-        frames = _decode_timed([kept], stream, times, wanted, cutter)
-    return None if frames is None else np.stack([frames[inside[index]] for index in indices])
+        frames = Kept([inside[index] for index in indices])
+        is_read = _decode_timed([kept], stream, times, frames, cutter)
+    return frames.frames if is_read else None
 
 
 def _scan_part(container, stream, entry, high):
@@ -196,18 +196,18 @@ def _read_whole(path, start, end, choose, cutter, true_count=None):
         indices = [first + index for index in chosen(choose, after - first)]
         check_work(indices[-1] + 1, stream)
         if packets is not None and times is not None and true_count is None:
-            wanted = {times[index] for index in indices}
-            frames = _decode_timed(_needed_runs(packets, stream, wanted), stream, times, wanted, cutter)
-            if frames is not None:
-                return np.stack([frames[times[index]] for index in indices])
+            frames = Kept([times[index] for index in indices])
+            if _decode_timed(_needed_runs(packets, stream, frames), stream, times, frames, cutter):
+                return frames.frames
             packets = None  # the decoder has to begin anew
         if packets is None:
             container, stream = _open(path)
             packets = container.demux(stream)
         with container:
-            frames, seen = _decode(packets, stream, set(indices), cutter)
+            frames = Kept(indices)
+            seen = _decode(packets, stream, frames, indices[-1], cutter)
     if seen is None or seen == count:
-        return np.stack([frames[index] for index in indices])
+        return frames.frames
     if true_count is not None:
         raise ClipError("damaged: gives another number of frames each time it is read")
     return _read_whole(path, start, end, choose, cutter, seen)
@@ -311,12 +311,12 @@ def _needed_runs(packets, stream, wanted):
 
 
 def _decode_timed(runs, stream, times, wanted, cutter):
-    """{time: frame} of the wanted ones; None where the frames' times are not those of the packets.
+    """Whether it gave all the wanted ones, by time; not where the frames' times are not those of the packets.
 
     Frames that no other depends on are left out by the decoder, where they are not wanted.
     """
     context, reformatter = stream.codec_context, av.video.reformatter.VideoReformatter()
-    frames, promised, last = {}, set(times), None
+    promised, last = set(times), None
     can_skip, skips = context.name in _SKIPS, False
     try:
         for number, run in enumerate(runs):
@@ -328,22 +328,21 @@ def _decode_timed(runs, stream, times, wanted, cutter):
                     context.skip_frame = "NONREF" if skips else "DEFAULT"
                 for frame in context.decode(packet):
                     if frame.pts not in promised or (last is not None and frame.pts <= last):
-                        return None
+                        return False
                     last = frame.pts
                     if last in wanted:
-                        frames[last] = cutter.cut(_to_rgb(frame, reformatter), len(wanted))
-                if len(frames) == len(wanted):
-                    return frames
+                        wanted[last] = cutter.cut(_to_rgb(frame, reformatter), len(wanted))
+                if wanted.is_full:
+                    return True
     except (av.FFmpegError, ValueError):
         pass  # counting finds the reason
-    return None
+    return False
 
 
-def _decode(packets, stream, wanted, cutter):
-    """({index: frame} of the wanted ones; number of frames in all, None where it stopped after the last wanted one)."""
+def _decode(packets, stream, wanted, last, cutter):
+    """Gives the wanted ones, by number; number of frames in all, None where it stopped after the last wanted one."""
     context, reformatter = stream.codec_context, av.video.reformatter.VideoReformatter()
-    last, reordered = max(wanted), _REORDERED.get(context.name, 2)
-    frames, seen, fed = {}, 0, 0
+    reordered, seen, fed = _REORDERED.get(context.name, 2), 0, 0
     try:
         for packet in itertools.chain(packets, [None]):
             if packet is not None and packet.size == 0:
@@ -351,10 +350,10 @@ def _decode(packets, stream, wanted, cutter):
             fed += packet is not None and _holds_frame(packet, stream)
             for frame in context.decode(packet):
                 if seen in wanted:
-                    frames[seen] = cutter.cut(_to_rgb(frame, reformatter), len(wanted))
+                    wanted[seen] = cutter.cut(_to_rgb(frame, reformatter), len(wanted))
                 seen += 1
             if seen > last and 0 <= fed - seen <= reordered:
-                return frames, None
+                return None
     except (av.FFmpegError, ValueError):
         if not seen and not context.width:
             most = limits.MAX_PIXELS // 10**6
@@ -362,7 +361,7 @@ def _decode(packets, stream, wanted, cutter):
         raise ClipError(f"damaged: frame {seen} cannot be decoded") from None
     if seen == 0:
         raise ClipError("no frame can be decoded")
-    return frames, seen
+    return seen
 
 
 def _to_rgb(frame, reformatter):

@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_stss.config import ConfigError
 from keras_stss.data.annotations import groups, read_annotations, storage
 from keras_stss.data.augment import Mix
-from keras_stss.data.pipeline import Unreadable, training_stream
+from keras_stss.data.pipeline import Unreadable, next_position, training_stream
 from keras_stss.evaluation.evaluate import Scorer, evaluate
 from keras_stss.evaluation.metrics import class_accuracies
 from keras_stss.models import build_model, load_model, load_pretrained, transfer_weights
@@ -299,11 +299,10 @@ class _Training:
         figures = self.step(batch, tf.constant(rate, tf.float32), stop)
         state["step"] += 1
         self.pending.append((state["step"], rate, self.waited, figures))
-        if workers(self.strategy)[1] > 1:
-            state["position"] += train.batch_size  # every worker's rows; none is left out there
-        else:
-            positions = self.strategy.experimental_local_results(batch["position"])
-            state["position"] = max(int(tf.reduce_max(part)) for part in positions) + 1
+        positions = tf.concat(self.strategy.experimental_local_results(batch["position"]), 0).numpy()
+        shard = workers(self.strategy)
+        shard = shard if shard[1] > 1 else None
+        state["position"] = next_position(state["position"], positions, train.batch_size, shard)
         self.batch = batch
         self.stops |= self.preemption.requested and workers(self.strategy)[1] == 1
         if len(self.pending) > 1:

@@ -56,7 +56,7 @@ def read_annotations(data: DataConfig, holdout: str | None = None) -> DataSet:
 
     Args:
         data: the config's data section.
-        holdout: format clips: the group to test on, in place of ``data.holdout``.
+        holdout: formats clips and records: the group to test on, in place of ``data.holdout``.
 
     Returns:
         A :class:`DataSet`; neither of its lists is empty.
@@ -66,8 +66,9 @@ def read_annotations(data: DataConfig, holdout: str | None = None) -> DataSet:
     """
     check_there(data)
     root = Path(data.root)
-    if data.format == "clips":
-        data_set = clip_table.read(data, root, holdout if holdout is not None else data.holdout)
+    if data.format in ("clips", "records"):
+        read = clip_table.read if data.format == "clips" else packed.read
+        data_set = read(data, root, holdout if holdout is not None else data.holdout)
     elif holdout is not None:
         raise DataError(f"holdout belongs to format 'clips'; {data.format} has its own validation list")
     else:
@@ -90,11 +91,13 @@ def check_there(data: DataConfig):
 
 
 def groups(data: DataConfig) -> list[str]:
-    """The groups of a CSV of clips, in natural order ("2" before "10").
+    """The groups of a CSV of clips, or of a packed one, in natural order ("2" before "10").
 
     Raises:
         DataError: as :func:`read_annotations`, and where there is no group column.
     """
+    if data.format == "records":
+        return packed.groups(data)
     if data.format != "clips":
-        raise DataError(f"groups belong to format 'clips'. Received: data.format={data.format!r}")
+        raise DataError(f"groups belong to formats 'clips' and 'records'. Received: data.format={data.format!r}")
     return clip_table.groups(data, Path(data.root))

@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_stss.data.annotations import storage
 from keras_stss.data.annotations.data_set import Clip, DataError, DataSet
+from keras_stss.data.annotations.files import natural_key
 from keras_stss.data.annotations.layouts import not_there
 
 VERSION = 1
@@ -42,8 +43,11 @@ def annotation_files(data, _=None):
     return [path]
 
 
-def read(data, _=None):
-    """The :class:`DataSet` of the config's data section: the same clips in the same order as when it was packed."""
+def read(data, _=None, holdout=None):
+    """The :class:`DataSet` of the config's data section: the same clips in the same order as when it was packed.
+
+    With ``holdout``, a group, its clips are tested on and all others trained on, whatever the lists were.
+    """
     annotation_files(data)
     root = storage.absolute(data.root)
     manifest = read_manifest(root)
@@ -57,7 +61,28 @@ def read(data, _=None):
                 f"{storage.join(root, MANIFEST)} promises {manifest['clips'][split]} clips for {split}, from 0 on; "
                 f"its shards hold {len(clips)}"
             )
-    return DataSet(*([lists[split][number] for number in sorted(lists[split])] for split in SPLITS), manifest["labels"])
+    train, validation = ([lists[split][number] for number in sorted(lists[split])] for split in SPLITS)
+    if holdout is not None:
+        clips = train + validation
+        if holdout not in (known := _groups(clips, root)):
+            hint = " (one at a time here)" if holdout == "each" else ""
+            raise DataError(f"{root}: no group {holdout!r}{hint}. There are: {', '.join(known)}")
+        train, validation = ([clip for clip in clips if (clip.group == holdout) is held] for held in (False, True))
+        if not train:
+            raise DataError(f"{root}: all clips are of group {holdout!r}, so none is left to train on")
+    return DataSet(train, validation, manifest["labels"])
+
+
+def groups(data):
+    """The groups of all clips in natural order."""
+    data_set = read(data)
+    return _groups(data_set.train + data_set.validation, storage.absolute(data.root))
+
+
+def _groups(clips, root):
+    if any(clip.group is None for clip in clips):
+        raise DataError(f"{root} was packed from a data set without groups, so none can be held out (data.holdout)")
+    return sorted({clip.group for clip in clips}, key=natural_key)
 
 
 def read_manifest(root):
