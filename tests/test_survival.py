@@ -151,8 +151,9 @@ def damage(run, rng):
     return files[-1]
 
 
-#: What happens → the exit codes of its process; 0: it came too late for anything to be lost.
-CODES = {"SIGKILL": {-9}, "SIGTERM": {PREEMPTED, 0}, "SIGUSR1": {PREEMPTED, 0}, "full": {2, 0}, "nan": {2, 0}}
+#: What happens → the exit codes of its process; 0: it came too late for anything to be lost; a signal's own: so early
+#: that there was nothing to save yet.
+CODES = {"SIGKILL": {-9}, "SIGTERM": {PREEMPTED, -15}, "SIGUSR1": {PREEMPTED, -10}, "full": {2}, "nan": {2}}
 
 
 def draw(rng, moments, what):

@@ -50,7 +50,9 @@ def add(commands):
         help="JPEG frames (many times faster to decode), or the video files as they are (default: jpeg)",
     )  # fmt: skip
     pack.add_argument(
-        "--short-side", type=int, help="shrink larger frames to this short side in pixels (video: encodes each clip anew)"
+        "--short-side",
+        type=int,
+        help="shrink larger frames to this short side in pixels (video: encodes clips anew)",
     )
     pack.add_argument("--quality", type=int, default=95, help="jpeg: of frames encoded anew, 1 to 100 (default: 95)")
     pack.add_argument("--shards", type=int, help="number of shards (default: one for every 1000 clips)")

@@ -108,7 +108,7 @@ class MapConvBN(keras.layers.Layer):
         """
         bn = self.bn
         if mean is not None and bn.synchronized:
-            mean, variance = _over_devices(mean, variance)
+            mean, variance = over_devices(mean, variance)
         if mean is None:
             mean, variance = ops.cast(bn.moving_mean, "float32"), ops.cast(bn.moving_variance, "float32")
         else:
@@ -144,7 +144,7 @@ class MapConvBN(keras.layers.Layer):
         }
 
 
-def _over_devices(mean, variance):
+def over_devices(mean, variance):
     """Mean and variance (F,) of as many maps on each device → those of all devices' maps."""
     everywhere, _ = ops.moments(mean[None], axes=[0], synchronized=True)
     variance = variance + ops.square(mean - everywhere)

@@ -1,6 +1,7 @@
 """Batch normalisation that keeps its statistics, or takes them over all devices."""
 
 import contextlib
+import functools
 import logging
 import re
 
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_stss.config import ConfigError
+from keras_stss.layers.map_conv import over_devices
 from keras_stss.training.distribute import components
 from keras_stss.training.groups import BLOCKS
 
@@ -40,6 +42,18 @@ def prepare_batch_norm(model, train):
     if train.sync_batch_norm:
         for layer in learning:
             layer.synchronized = True
+            layer._moments = functools.partial(_moments_over_devices, layer)
+
+
+def _moments_over_devices(layer, inputs, mask):
+    """Mean and variance over the clips of all devices, in two exchanges.
+
+    Keras' own takes the variance as E[x²] - E[x]², which float32 loses where the mean is large beside the deviation:
+    with 30 ± 0.03 it gives 0 to 0.0006 for 0.0009.
+    """
+    if mask is not None:
+        return type(layer)._moments(layer, inputs, mask)
+    return over_devices(*keras.ops.moments(inputs, axes=layer._reduction_axes))
 
 
 def layers(model):

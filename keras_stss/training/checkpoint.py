@@ -40,7 +40,6 @@ class Checkpoints:
         self.folder = folder
         self.variables = variables
         self.keep = keep
-        folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, step, progress):
         """Writes ``step-<step>.npz``, then removes the oldest files beyond ``keep``.
@@ -51,6 +50,7 @@ class Checkpoints:
         Raises:
             DiskFull, CheckpointError: where there is no room, or a variable is not finite; the earlier files stay.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)  # here: only the chief of several workers has a folder
         path = self.folder / f"step-{step:08d}.npz"
         text = np.frombuffer(json.dumps(progress).encode(), np.uint8)
         try:
@@ -67,7 +67,7 @@ class Checkpoints:
     def files(self):
         """The checkpoints, oldest first."""
         return sorted(
-            (path for path in self.folder.iterdir() if re.fullmatch(r"step-\d+\.npz", path.name)),
+            (path for path in self.folder.glob("step-*.npz") if re.fullmatch(r"step-\d+\.npz", path.name)),
             key=lambda path: int(path.stem[5:]),
         )
 
@@ -80,6 +80,8 @@ class Checkpoints:
         Raises:
             CheckpointError: where there are files, none of which can be restored. No variable and no file has changed.
         """
+        if not self.folder.is_dir():
+            return None
         remove_unfinished(self.folder)
         faults = {}
         for path in reversed(self.files()):

@@ -27,6 +27,7 @@ FREE_KEYS = (
     "train.checkpoint_steps",
     "train.cluster",
     "train.restarts",
+    "train.wait",
     "train.board",
     "evaluate.batch_size",
     "model.init",  # where the weights came from at the start
