@@ -1,7 +1,6 @@
 """``keras-stss prepare``: make, check or pack a data set."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -111,14 +110,14 @@ def _check_records(options):
 
 
 def _prepare_pack(options):
-    from keras_stss.data.annotations import read_annotations
+    from keras_stss.data.annotations import read_annotations, storage
     from keras_stss.data.pack import pack
     from keras_stss.data.prepare import progress
 
     data = _data_section(options)
     data_set = read_annotations(data)
     settings = {"short_side": options.short_side, "quality": options.quality, "shards": options.shards}
-    source = f"{data.format} from {os.path.abspath(data.root)}"
+    source = f"{data.format} from {storage.absolute(data.root)}"
     with progress(sys.stderr, "packing clips") as advance:
         manifest = pack(
             data_set, options.folder, options.form, **settings, workers=data.workers, source=source, advance=advance

@@ -88,7 +88,7 @@ class DataConfig(Section):
         "shards that keras-stss packed, or clips: a CSV of one's own"
     )  # fmt: skip
     root: str = Field(
-        description="folder of the data set; relative to the working directory, or remote (records: gs://bucket/folder)"
+        description="folder of the data set; relative to the working directory, or remote (gs://bucket/folder)"
     )
     train: str | None = Field(
         None, description="training annotations, relative to root (default: the layout's own name)"

@@ -10,12 +10,14 @@ import os
 import numpy as np
 
 from keras_stss.data import records
-from keras_stss.data.annotations import Clip
+from keras_stss.data.annotations import Clip, storage
 from keras_stss.data.frames import ClipError, Cutter
 from keras_stss.data.pictures import read_folder
 from keras_stss.data.video import read_video
 
 __all__ = ["ClipError", "read_clip", "read_frames"]
+
+_MISSING = {"video": "no such file", "frames": "no such folder"}
 
 
 def read_clip(clip: Clip, choose, window=None, cutter=None):
@@ -70,13 +72,16 @@ def _read(path, kind, choose, start, end, cutter):
     try:
         if kind in records.KINDS:
             return records.read_record(path, kind, choose, start, end, cutter)
-        path = os.path.abspath(path)
-        if not os.path.exists(path):
-            raise ClipError("no such file" if kind == "video" else "no such folder")
+        if not storage.is_remote(path):  # reading tells, without a request more
+            path = os.path.abspath(path)
+            if not os.path.exists(path):
+                raise FileNotFoundError
         if kind != "video":
             return read_folder(path, choose, cutter)
         return read_video(path, choose, start, end, cutter)
     except MemoryError:
         raise ClipError("not enough memory for its frames") from None
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and kind in _MISSING:
+            raise ClipError(_MISSING[kind]) from None
         raise ClipError(f"cannot be read: {error.strerror or error}") from None

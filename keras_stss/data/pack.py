@@ -254,16 +254,17 @@ class _Encoder(Cutter):
 
 
 def _folder_pieces(clip, settings):
-    folder = os.path.abspath(clip.path)
-    if not os.path.exists(folder):
-        raise ClipError("no such folder")
-    names, total, pieces = frame_names(folder), 0, []
+    folder, total, pieces = storage.absolute(clip.path), 0, []
+    try:
+        names = frame_names(folder)
+    except FileNotFoundError:
+        raise ClipError("no such folder") from None
     if clip.frames is not None:
         if clip.frames[0] >= len(names):
             raise ClipError(f"its part starts at frame {clip.frames[0]}; there are {len(names)}")
         names = names[slice(*clip.frames)]
     for name in names:
-        content = picture_bytes(os.path.join(folder, name))
+        content = picture_bytes(storage.join(folder, name))
         height, width = picture_size(content, name)
         if settings["short_side"] is not None and min(height, width) > settings["short_side"]:
             content = _encode(decode_picture(content, name, Cutter(None), 1), settings)
@@ -286,7 +287,7 @@ def _encode(picture, settings):
 
 def _blocks(path):
     try:
-        with open(path, "rb") as file:
+        with storage.opened(path) as file:
             while block := file.read(_BLOCK_BYTES):
                 yield block
     except OSError as error:

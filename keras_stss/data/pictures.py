@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import tensorflow as tf
 
-from keras_stss.data.annotations import natural_key
+from keras_stss.data.annotations import natural_key, storage
 from keras_stss.data.frames import ClipError, Kept, check_size, chosen
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -31,16 +31,18 @@ def read_folder(path, choose, cutter):
     indices = chosen(choose, len(names))
     kept = Kept(indices)
     for index in sorted(set(indices)):
-        kept[index] = decode_picture(picture_bytes(os.path.join(path, names[index])), names[index], cutter, len(kept))
+        kept[index] = decode_picture(picture_bytes(storage.join(path, names[index])), names[index], cutter, len(kept))
     return kept.frames
 
 
 def frame_names(path):
     """The names of the frames of a folder, in order."""
-    if not os.path.isdir(path):
-        raise ClipError("a file, not a folder of frames")
+    try:
+        names = storage.names(path)
+    except NotADirectoryError:
+        raise ClipError("a file, not a folder of frames") from None
     # Names that start with a dot are leftovers of other systems, not pictures.
-    names = [name for name in os.listdir(path) if name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")]
+    names = [name for name in names if name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")]
     names = [name for name in names if not name.startswith(_FLOW_PREFIXES)]
     if not names:
         raise ClipError("a folder without frames (*.jpg, *.jpeg, *.png)")
@@ -61,17 +63,26 @@ def picture_bytes(path):
     """The content of a picture file, which must not be too large."""
     name = os.path.basename(path)
     try:
+        if storage.is_remote(path):
+            content = storage.read_bytes(path, MAX_PICTURE_BYTES)
+            if content is None:
+                raise ClipError(_too_large(name))
+            return content
         # No waiting for what a pipe may give.
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_PICTURE_BYTES:
-                raise ClipError(f"frame {name} is no file, or larger than {MAX_PICTURE_BYTES // 2**20} MiB")
+                raise ClipError(_too_large(name))
             return os.read(file, status.st_size)
         finally:
             os.close(file)
     except OSError as error:
         raise ClipError(f"frame {name} cannot be read: {error.strerror}") from None
+
+
+def _too_large(name):
+    return f"frame {name} is no file, or larger than {MAX_PICTURE_BYTES // 2**20} MiB"
 
 
 def decode_picture(content, name, cutter, times):

@@ -6,19 +6,17 @@ The packing of a data set into shards starts from the same list of clips: :func:
 import contextlib
 import hashlib
 import logging
-import os
 import random
 import statistics
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from keras_stss.config import DataConfig
-from keras_stss.data.annotations import groups, read_annotations
+from keras_stss.data.annotations import groups, read_annotations, storage
 from keras_stss.data.annotations.data_set import Clip
 from keras_stss.data.decode import ClipError, read_clip
 from keras_stss.data.pictures import FRAME_SUFFIXES
@@ -89,7 +87,7 @@ def check_data_set(data: DataConfig, depth="packets", workers=None, samples=12, 
                     advance(len(found), len(clips))
     report = {
         "format": data.format,
-        "root": str(Path(data.root).absolute()),
+        "root": storage.absolute(data.root),
         "depth": depth,
         "warnings": warnings.texts,
         **_counts(found),
@@ -197,9 +195,9 @@ def _of_any_group(data):
 
 
 def _check_exists(clip):
-    if not os.path.exists(clip.path):
+    if not storage.exists(clip.path):
         raise ClipError(_MISSING[clip.kind == "frames"])
-    if clip.kind == "video" and os.path.getsize(clip.path) == 0:
+    if clip.kind == "video" and storage.size(clip.path) == 0:
         raise ClipError("empty file (zero bytes)")
 
 
@@ -223,29 +221,29 @@ def _part(told, clip, count):
 
 
 def _size(path):
-    if not os.path.isdir(path):
-        return os.path.getsize(path)
-    return sum(1 for name in os.listdir(path) if name.lower().endswith(FRAME_SUFFIXES))
+    return len(_pictures(path)) if storage.is_folder(path) else storage.size(path)
 
 
 def _ends(path):
     """Digest of the first and the last bytes of a file, or of the first and the last picture of a folder."""
-    if os.path.isdir(path):
-        names = sorted(name for name in os.listdir(path) if name.lower().endswith(FRAME_SUFFIXES))
-        return [_ends(os.path.join(path, name)) for name in (names[0], names[-1])].__repr__()
-    with open(path, "rb") as file:
+    if storage.is_folder(path):
+        pictures = _pictures(path)
+        return [_ends(picture) for picture in (pictures[0], pictures[-1])].__repr__()
+    with storage.opened(path) as file:
         start = file.read(_DIGESTED)
-        file.seek(max(os.path.getsize(path) - _DIGESTED, 0))
+        file.seek(max(storage.size(path) - _DIGESTED, 0))
         return hashlib.blake2b(start + file.read(_DIGESTED)).hexdigest()
 
 
+def _pictures(folder):
+    names = [name for name in storage.names(folder) if name.lower().endswith(FRAME_SUFFIXES)]
+    return [storage.join(folder, name) for name in sorted(names)]
+
+
 def _content(path):
-    names = [path]
-    if os.path.isdir(path):
-        names = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.lower().endswith(FRAME_SUFFIXES)]
     digest = hashlib.blake2b()
-    for name in names:
-        with open(name, "rb") as file:
+    for part in _pictures(path) if storage.is_folder(path) else [path]:
+        with storage.opened(part) as file:
             while block := file.read(2**20):
                 digest.update(block)
     return digest.hexdigest()

@@ -5,6 +5,7 @@ times, frames that come out otherwise than promised), frames are counted from th
 """
 
 import bisect
+import io
 import itertools
 import math
 import os
@@ -15,9 +16,11 @@ import av.logging
 import numpy as np
 
 from keras_stss.data import frames as limits
+from keras_stss.data.annotations import storage
 from keras_stss.data.frames import ClipError, Kept, check_size, check_work, chosen
 
 MAX_FRAMES = 2_000_000  # a file: 18 hours at 30 a second
+MAX_REMOTE_BYTES = 2**29  # a remote file, which is in memory as a whole while a clip of it is decoded
 
 # Packets are kept between counting and decoding up to this size; longer videos are read twice instead.
 _KEPT_BYTES = 64 * 2**20
@@ -45,7 +48,7 @@ def read_video(path, choose, start, end, cutter):
     In place of a path it takes an object whose ``open()`` gives a file from its start.
     """
     if isinstance(path, str):
-        _check_file(path)
+        path = _checked(path)
     frames = None
     if start is not None or end is not None:
         frames = _read_part(path, start or 0, end, choose, cutter)
@@ -54,20 +57,49 @@ def read_video(path, choose, start, end, cutter):
 
 def describe(path):
     """What the header of a video file says: codec, frames a second, length in seconds (None where it does not say)."""
-    _check_file(path)
-    container, stream = _open(path)
+    container, stream = _open(_checked(path))
     with container:
         rate = float(stream.average_rate) if stream.average_rate else None
         seconds = container.duration / av.time_base if container.duration else None
         return {"codec": stream.codec_context.name, "rate": rate, "seconds": seconds}
 
 
-def _check_file(path):
+_EMPTY = "empty file (zero bytes)"
+
+
+class _Remote:
+    """A remote video, which is fetched at once and may be opened more than once."""
+
+    def __init__(self, path):
+        self.name, self._content = os.path.basename(path), storage.read_bytes(path, MAX_REMOTE_BYTES)
+        if self._content is None:
+            raise ClipError(
+                f"more than {MAX_REMOTE_BYTES // 2**20} MiB: remote videos are read as a whole; copy it to a disk, "
+                "mount its folder, or cut it"
+            )
+        if not self._content:
+            raise ClipError(_EMPTY)
+
+    def open(self):
+        file = _NamedBytes(self._content)
+        file.name = self.name
+        return file
+
+
+class _NamedBytes(io.BytesIO):
+    """With a name, by which FFmpeg may guess the format."""
+
+
+def _checked(path):
+    """The path of a file that may be opened, or what stands for a remote one."""
+    if storage.is_remote(path):
+        return _Remote(path)
     # A pipe or device would block for ever.
     if not os.path.isfile(path):
         raise ClipError("is a folder, not a video" if os.path.isdir(path) else "not a regular file")
     if os.path.getsize(path) == 0:
-        raise ClipError("empty file (zero bytes)")
+        raise ClipError(_EMPTY)
+    return path
 
 
 def _open(path):

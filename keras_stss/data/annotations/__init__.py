@@ -5,7 +5,6 @@ wrong with the annotations themselves comes back in one :class:`DataError`.
 """
 
 import logging
-from pathlib import Path
 
 from keras_stss.config import DataConfig
 from keras_stss.data.annotations import (
@@ -65,7 +64,7 @@ def read_annotations(data: DataConfig, holdout: str | None = None) -> DataSet:
         DataError: where the data set is not there, or naming file and line of what is wrong with it.
     """
     check_there(data)
-    root = Path(data.root)
+    root = storage.place(data.root)
     if data.format in ("clips", "records"):
         read = clip_table.read if data.format == "clips" else packed.read
         data_set = read(data, root, holdout if holdout is not None else data.holdout)
@@ -83,9 +82,9 @@ def read_annotations(data: DataConfig, holdout: str | None = None) -> DataSet:
 
 def check_there(data: DataConfig):
     """Reads nothing, but raises :class:`DataError` where the folder or its annotation files are missing."""
-    root = Path(data.root)
-    if not storage.is_remote(data.root) and not root.is_dir():
-        raise not_there(data, f"the folder {root} (data.root)", [root.absolute()])
+    root = storage.place(data.root)
+    if not root.is_dir():
+        raise not_there(data, f"the folder {root} (data.root)", [storage.absolute(data.root)])
     find_files = clip_table.annotation_files if data.format == "clips" else _READERS[data.format][0]
     find_files(data, root)
 
@@ -100,4 +99,4 @@ def groups(data: DataConfig) -> list[str]:
         return packed.groups(data)
     if data.format != "clips":
         raise DataError(f"groups belong to formats 'clips' and 'records'. Received: data.format={data.format!r}")
-    return clip_table.groups(data, Path(data.root))
+    return clip_table.groups(data, storage.place(data.root))

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 
-from keras_stss.data.annotations import files
+from keras_stss.data.annotations import files, storage
 from keras_stss.data.annotations.data_set import Clip, DataSet
 from keras_stss.data.annotations.layouts import not_there
 from keras_stss.data.annotations.lists import IdList, warn_of_both
@@ -23,7 +23,7 @@ def annotation_files(data, root):
     if data.format == "ucf101":
         names = {"labels": "classInd.txt", "train": f"trainlist0{fold}.txt", "validation": f"testlist0{fold}.txt"}
         return [files.find_file(data, root, part, [name], _LIST_FOLDERS) for part, name in names.items()]
-    folders = [root / (data.annotations or folder) for folder in _HMDB_FOLDERS]
+    folders = [storage.place(root, data.annotations or folder) for folder in _HMDB_FOLDERS]
     for folder in folders:
         found = sorted(folder.glob(f"?*_test_split{fold}.txt")) if folder.is_dir() else []
         if found:

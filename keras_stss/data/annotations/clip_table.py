@@ -4,7 +4,7 @@ import os
 import random
 from collections import Counter
 
-from keras_stss.data.annotations import files
+from keras_stss.data.annotations import files, storage
 from keras_stss.data.annotations.data_set import VIDEO_SUFFIXES, Clip, DataError, DataSet
 from keras_stss.data.annotations.layouts import not_there
 
@@ -16,7 +16,7 @@ _SPLITS |= dict.fromkeys(("val", "valid", "validation", "test", "testing"), "val
 
 def annotation_files(data, root):
     """The CSV's path."""
-    path = root / data.annotations
+    path = storage.place(root, data.annotations)
     if not path.is_file():
         raise not_there(data, "the file of data.annotations", [path])
     return [path]
@@ -56,7 +56,7 @@ class _ClipTable:
     def __init__(self, data, root):
         self.data = data
         (self.path,) = annotation_files(data, root)
-        self.base = root / data.videos if data.videos is not None else root
+        self.base = storage.place(root, data.videos or "")
         # The group column is named by the user as it stands; the others in any case.
         self.header, body = files.table(self.path, ("path", "label"), ("split", "start", "end"))
         self.has_groups, self.has_splits = data.group_column in self.header, "split" in self.header
@@ -66,7 +66,7 @@ class _ClipTable:
         faults, checked, seen = files.Faults(), [], {}
         for line, row in files.fields_of(self.path, self.header, body, faults):
             fault = self._fault(row)
-            name = (os.path.normpath(row["path"]), row.get("start"), row.get("end"))
+            name = (storage.normal(row["path"]), row.get("start"), row.get("end"))
             if fault is None and name in seen:
                 fault = f"duplicate path {row['path']!r}, first at line {seen[name]}"
             if fault is None:
@@ -84,9 +84,11 @@ class _ClipTable:
         empty = [name for name in ("path", "label") if not row[name]]
         if empty:
             return f"empty {' and '.join(empty)}"
-        # An absolute path says plainly where it leads; one that climbs out of the folder is more likely a mistake.
+        # An absolute or remote path says plainly where it leads; one that climbs out is more likely a mistake.
         if files.leaves_root(path):
-            return f"the path {path!r} leaves the folder of the data set (an absolute path may name any place)"
+            return (
+                f"the path {path!r} leaves the folder of the data set (an absolute or remote path may name any place)"
+            )
         if self.has_splits and row["split"].lower() not in _SPLITS:
             return f"split must be train, val, validation or test. Received: {row['split']!r}"
         if self.has_groups and not row[self.data.group_column]:
@@ -107,8 +109,11 @@ class _ClipTable:
         return None
 
     def _is_folder(self, row):
-        path = str(self.base / row["path"])
-        return not path.lower().endswith(VIDEO_SUFFIXES) and os.path.isdir(path)
+        path = str(storage.place(self.base, row["path"]))
+        if path.lower().endswith(VIDEO_SUFFIXES):
+            return False
+        # A remote name without a suffix is not asked about: of 100,000 rows that would take hours.
+        return (storage.is_remote(path) and "." not in os.path.basename(path)) or storage.is_folder(path)
 
     def group(self, row):
         return row[self.data.group_column] if self.has_groups else None
@@ -123,7 +128,8 @@ class _ClipTable:
         )
 
     def clip(self, row, index):
-        path, times = str(self.base / row["path"]), {name: row.get(name) or None for name in ("start", "end")}
+        path = str(storage.place(self.base, row["path"]))
+        times = {name: row.get(name) or None for name in ("start", "end")}
         kind = "frames" if self._is_folder(row) else "video"
         return Clip(row["path"], path, index[files.tidy(row["label"])], kind, self.group(row), **times)
 
@@ -151,7 +157,7 @@ def _random_split(clips, share):
     """
     units = {}
     for number, row in enumerate(clips.rows):
-        units.setdefault(clips.group(row) or os.path.normpath(row["path"]), []).append(number)
+        units.setdefault(clips.group(row) or storage.normal(row["path"]), []).append(number)
     if len(units) == 1:
         what = f"all clips are of one {clips.data.group_column}" if clips.has_groups else "there is one clip only"
         raise DataError(f"{clips.path} cannot be split into training and validation: {what}")

@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 
+from keras_stss.data.annotations import storage
 from keras_stss.data.annotations.data_set import DataError
 from keras_stss.data.annotations.layouts import not_there
 
@@ -51,17 +52,18 @@ def find_optional(data, root, part, names, folders=("", "labels", "annotations")
     """As :func:`find_file`, but None where no name is given and none of ``names`` is there."""
     given = getattr(data, part)
     if given is not None:
-        if not (root / given).is_file():
-            raise not_there(data, f"the file of data.{part}", [root / given])
-        return root / given
+        path = storage.place(root, given)
+        if not path.is_file():
+            raise not_there(data, f"the file of data.{part}", [path])
+        return path
     return next((path for folder in folders for name in names if (path := root / folder / name).is_file()), None)
 
 
 def read_text(path):
     """The text of a file; a byte order mark is left out."""
     try:
-        if os.path.getsize(path) > MAX_BYTES:
-            raise DataError(f"{path} has {os.path.getsize(path) / 2**30:.1f} GiB: too long for a list of clips")
+        if (size := storage.size(path)) > MAX_BYTES:
+            raise DataError(f"{path} has {size / 2**30:.1f} GiB: too long for a list of clips")
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None

@@ -1,9 +1,8 @@
 """The list files of the TSN and TSM code: ``path num_frames label`` a line."""
 
 import logging
-import os
 
-from keras_stss.data.annotations import files
+from keras_stss.data.annotations import files, storage
 from keras_stss.data.annotations.data_set import VIDEO_SUFFIXES, Clip, DataSet
 from keras_stss.data.annotations.layouts import not_there
 from keras_stss.data.annotations.lists import IdList, warn_of_both
@@ -11,6 +10,8 @@ from keras_stss.data.annotations.lists import IdList, warn_of_both
 logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 100_000  # where no names are given: a label beyond is a column mistaken for it
+
+MAX_ASKED = 50  # remote clips of a list that are looked for: a request each
 
 
 def annotation_files(data, root):
@@ -24,7 +25,7 @@ def annotation_files(data, root):
 
 def read(data, root):
     """The :class:`DataSet` of the config's data section. A clip has the first ``num_frames`` of its frames."""
-    list_paths, base = annotation_files(data, root), root / data.videos if data.videos is not None else root
+    list_paths, base = annotation_files(data, root), storage.place(root, data.videos or "")
     label_path = files.find_optional(data, root, "labels", ["category.txt", "categories.txt", "labels.txt"])
     labels, faults = files.read_labels(label_path) if label_path else None, files.Faults()
     lists = [_read_list(path, len(labels) if labels else None, label_path, faults) for path in list_paths]
@@ -37,14 +38,15 @@ def read(data, root):
             str(number) for number in range(1 + max(label for _, label in [*lists[0].values(), *lists[1].values()]))
         ]
     clips = [[_clip(base, name, *value) for name, value in entries.items()] for entries in lists]
-    if not any(os.path.exists(clip.path) for part in clips for clip in part):
+    looked = [clip.path for part in clips for clip in (part[:MAX_ASKED] if storage.is_remote(part[0].path) else part)]
+    if not any(map(storage.exists, looked)):
         raise not_there(data, "the folder of the clips (none of the listed ones is there)", [base])
     return DataSet(*clips, labels)
 
 
 def _clip(base, name, count, label):
     kind = "video" if name.lower().endswith(VIDEO_SUFFIXES) else "frames"
-    return Clip(name, os.path.join(base, name), label, kind, frames=(0, count))
+    return Clip(name, str(storage.place(base, name)), label, kind, frames=(0, count))
 
 
 def _read_list(path, classes, label_path, faults):
@@ -59,7 +61,7 @@ def _read_list(path, classes, label_path, faults):
             faults.add(path, line, f"the path {fields[0]!r} leaves the folder of the data set")
         elif label >= (classes or MAX_CLASSES):
             where = f"{label_path} has {classes}, from 0" if classes else f"the largest is {MAX_CLASSES - 1}"
-            entries.refuse(line, os.path.normpath(fields[0]), f"unknown label {label} ({fields[0]}): {where}")
+            entries.refuse(line, storage.normal(fields[0]), f"unknown label {label} ({fields[0]}): {where}")
         else:
-            entries.add(line, os.path.normpath(fields[0]), (count, label))
+            entries.add(line, storage.normal(fields[0]), (count, label))
     return entries

@@ -73,7 +73,7 @@ A folder that `keras-stss prepare pack` wrote, which may be remote (gs://bucket/
 Wanted below data.root:
   clips.csv (the file that data.annotations names; header path,label and, if you like, split, start and end in
   seconds, and a group)
-  the clips, at the paths that it gives (videos, or folders of JPEG frames)""",
+  the clips, at the paths that it gives (videos, or folders of JPEG frames); a path may be absolute or remote""",
 }
 
 

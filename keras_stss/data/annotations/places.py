@@ -3,6 +3,7 @@
 import logging
 import os
 
+from keras_stss.data.annotations import storage
 from keras_stss.data.annotations.data_set import VIDEO_SUFFIXES
 from keras_stss.data.annotations.layouts import not_there
 
@@ -27,7 +28,7 @@ def find_clips(data, places, names, suffixes):
         {name: path}; a clip that is not there has the path that it should have.
     """
     if data.videos is not None:
-        places = [places[-1] / data.videos]
+        places = [storage.place(places[-1], data.videos)]
     names = dict.fromkeys(names)
     parents = {name.rpartition("/")[0] for name in names}
     for place in places:
@@ -55,14 +56,13 @@ class VideoIndex:
     """
 
     def __init__(self, data, root):
-        self.data, self.base = data, root / data.videos if data.videos is not None else root
+        self.data, self.base = data, storage.place(root, data.videos or "")
         self.paths = {}
         self._list(str(self.base), 0)
 
     def _list(self, folder, depth):
         try:
-            with os.scandir(folder) as entries:
-                entries = sorted((entry.name, entry.path, entry.is_dir()) for entry in entries)
+            entries = storage.entries(folder)
         except OSError:
             return
         for name, path, is_folder in entries:
@@ -97,7 +97,7 @@ class VideoIndex:
 
 def _names_in(folder):
     try:
-        return set(os.listdir(folder))
+        return set(storage.names(folder))
     except OSError:
         return set()
 
