@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_stss.config import ConfigError
@@ -27,6 +28,7 @@ from keras_stss.training.checkpoint import CheckpointError, Checkpoints
 from keras_stss.training.distribute import (
     average_statistics,
     broadcast,
+    components,
     from_chief,
     gather,
     is_chief,
@@ -111,18 +113,19 @@ def _with_absolute_files(network):
 
 
 def _train_one(config, folder, stream, strategy):
-    data_set = read_annotations(config.data)
-    run = Run(folder)
-    _check_same_data(strategy, data_set)
-    # A worker that was started again goes on, whatever the user wants of a new run.
-    _on_chief(strategy, lambda: run.open(config, data_set.labels, "auto" if restarted() else None))
     with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())
+        data_set = read_annotations(config.data)
+        run = Run(folder)
+        _check_same_data(strategy, data_set)
+        # A worker that was started again goes on, whatever the user wants of a new run.
+        _on_chief(strategy, lambda: run.open(config, data_set.labels, "auto" if restarted() else None))
         _on_chief(strategy, lambda: stack.enter_context(run.claimed()))
         if is_chief(strategy):
             stack.enter_context(run.logged())
         else:
             stream = stack.enter_context(open(os.devnull, "w"))
-        return {"run": str(folder), **_Training(config, data_set, strategy, run, stream).go()}
+        return {"run": str(folder), **_Training(config, data_set, strategy, run, stream, preemption).go()}
 
 
 def _on_chief(strategy, action):
@@ -151,7 +154,7 @@ def _check_same_data(strategy, data_set):
 class _Training:
     """The state of a run in this process."""
 
-    def __init__(self, config, data_set, strategy, run, stream):
+    def __init__(self, config, data_set, strategy, run, stream, preemption=None):
         self.config, self.data_set, self.strategy, self.run, self.stream = config, data_set, strategy, run, stream
         self.is_chief = is_chief(strategy)
         # The same seed gives the same weights, dropout and stream; each clip's draws depend on its position alone.
@@ -171,6 +174,7 @@ class _Training:
         self.checkpoints = Checkpoints(run.checkpoints, self.variables, config.train.keep_checkpoints)
         # `sums` are those of the epoch so far; `position` is the stream's next clip.
         self.state = {"clips": len(data_set.train), "step": 0, "position": 0, "sums": _nothing()}
+        self.preemption = preemption or Preemption()
         self.pending = []  # results of steps that were started and not yet looked at
         self.bad_steps, self.stops, self.best, self.batch = 0, False, None, None
 
@@ -184,7 +188,7 @@ class _Training:
         elif self.config.model.init:
             self._start_from(self.config.model.init)
         if not restored:
-            check_frozen(self.model)
+            self._check_start()
         broadcast(self.strategy, self.variables)
         spread_seeds(self.strategy, self.model)
         rows = self._rows()
@@ -198,7 +202,6 @@ class _Training:
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(ProgressLine(self.total_steps, self.state["step"], self.stream))
             stack.enter_context(self.unreadable.explained())
-            self.preemption = stack.enter_context(Preemption())
             self.board = (
                 Board(self.run.events, self.data_set.labels, self.config.train.board) if self.is_chief else None
             )
@@ -256,6 +259,15 @@ class _Training:
         )  # fmt: skip
         if self.config.model.insert or self.config.model.ensemble:
             log_native_status()
+
+    def _check_start(self):
+        """Looks at the weights that a run begins with, which may come from a file."""
+        check_frozen(self.model)
+        model = self.config.model
+        source = model.pretrained or model.init
+        for variable in self.model.variables if source else ():
+            if variable.dtype.startswith("float") and not np.isfinite(components(variable)[0]).all():
+                raise ConfigError(f"{source}: {variable.path} holds values that are no numbers; name another file")
 
     def _start_from(self, source):
         copied, kept = transfer_weights(load_model(source), self.model)
