@@ -36,7 +36,8 @@ def run(trained_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["prepare"], ["prepare", "synthetic"], ["evaluate"], ["predict"], ["export"]]
+    "command",
+    [[], ["train"], ["prepare"], ["prepare", "synthetic"], ["evaluate"], ["robustness"], ["predict"], ["export"]],
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -3,47 +3,90 @@
 import json
 import sys
 
-from keras_stss.config import ConfigError, load_config
+from keras_stss.cli.tested import add_options, open_runs
+
+#: What evaluation.json holds, and --json prints where no protocol is named.
+_SHORT = ("top1", "top5", "mean_class", "loss", "clips", "unreadable")
 
 
 def add(commands):
     evaluate = commands.add_parser(
-        "evaluate", help="score a run's best model on its validation clips; writes evaluation.json and scores.npz too"
+        "evaluate",
+        help="score runs' best models on their validation clips by a test protocol; writes evaluation.json, "
+        "evaluation-PROTOCOL.json and scores/PROTOCOL.npz and .csv into each run's folder",
     )
-    evaluate.add_argument("run", help="run directory")
-    evaluate.add_argument("overrides", nargs="*", metavar="key.path=value", help="data.… and evaluate.… to change")
-    evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_options(evaluate)
+    evaluate.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="how to test, for example 1x1 (the default), 10x1, 10x3 or 2x3-full; an unknown name lists all",
+    )
     evaluate.set_defaults(command=_evaluate)
 
 
 def _evaluate(options):
-    from keras_stss.data.annotations import DataError, read_annotations
-    from keras_stss.evaluation.evaluate import Scorer, evaluate
-    from keras_stss.models import load_model
-    from keras_stss.training.progress import Counter
-    from keras_stss.training.run import read_run, write_atomically
+    from keras_stss.evaluation.protocols import DEFAULT, find_protocol
+    from keras_stss.evaluation.tables import figure_lines, first_lines
 
-    run, config, labels = read_run(options.run)
-    if bad := [item for item in options.overrides if not item.startswith(("data.", "evaluate."))]:
-        raise ConfigError(f"evaluate changes only data.… and evaluate.… keys. Received: {', '.join(bad)}")
-    if options.overrides:
-        config = load_config(run.folder / "config.yaml", options.overrides)
-    data_set = read_annotations(config.data)
-    if data_set.labels != labels:
-        raise DataError(
-            f"the data set's {len(data_set.labels)} labels are not those that the run was trained on ({len(labels)})"
-        )
-    scorer = Scorer(load_model(run.folder))
-    counter = Counter(len(data_set.validation), "evaluated", sys.stderr)
-    figures, scores = evaluate(scorer, data_set.validation, labels, config.data, config.evaluate.batch_size, counter)
-    write_atomically(run.folder / "evaluation.json", json.dumps(figures, indent=1) + "\n")
-    run.save_scores(scores)
+    name = options.protocol or DEFAULT
+    protocol = find_protocol(name)
+    runs = open_runs(options, protocol)
+    parts = [(tested.name, _scores(tested, name, protocol, options.again)) for tested in runs]
+    if len(runs) > 1:
+        return _several(runs, parts, name, protocol, options.json)
+    figures = _figures(runs[0], parts[0][1], name, protocol)
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(figures if options.protocol else {key: figures[key] for key in _SHORT}))
+        return None
+    print(*first_lines(figures), "", _title(name, protocol), *figure_lines(figures), sep="\n")
+    return None
+
+
+def _several(runs, parts, name, protocol, as_json):
+    """Each run alone, all of them together, and each against the first."""
+    from keras_stss.evaluation.figures import all_figures, comparisons
+    from keras_stss.evaluation.scores import mean_of_models
+    from keras_stss.evaluation.tables import several_lines
+
+    compared, together = comparisons(parts), mean_of_models(parts)
+    alone = [(run.name, _figures(run, scores, name, protocol)) for run, (_, scores) in zip(runs, parts, strict=True)]
+    ensemble = all_figures(together, runs[0].labels)
+    if as_json:
+        listed = [{"run": run, **figures} for run, figures in alone]
+        print(json.dumps({"runs": listed, "ensemble": ensemble, "comparisons": compared}))
         return
-    print(
-        f"top-1 {figures['top1']:.1%}, top-5 {figures['top5']:.1%}, mean class accuracy {figures['mean_class']:.1%}, "
-        f"loss {figures['loss']:.3f} on {figures['clips']} clips"
-    )
-    for path, reason in figures["unreadable"].items():
-        print(f"left out: {path}: {reason}")
+    print(_title(name, protocol), *several_lines(alone, ensemble, compared), sep="\n")
+    for run, figures in alone:
+        for path, reason in figures["unreadable"].items():
+            print(f"left out of {run}: {path}: {reason}")
+
+
+def _scores(tested, name, protocol, again):
+    scores, is_new = tested.scores(name, protocol, again)
+    if not is_new:
+        path = tested.run.folder / "scores" / f"{name}.npz"
+        print(f"scores of {len(scores.clips)} clips from {path}; --again computes them anew", file=sys.stderr)
+    return scores
+
+
+def _figures(tested, scores, name, protocol):
+    """All figures, which are written into the run's folder."""
+    from keras_stss.evaluation.figures import all_figures
+    from keras_stss.evaluation.protocols import DEFAULT
+    from keras_stss.training.files import write_atomically
+
+    folder = tested.run.folder
+    head = {"protocol": name, "views": protocol.views.views, "average": protocol.average}
+    figures = head | all_figures(scores, tested.labels)
+    write_atomically(folder / f"evaluation-{name}.json", json.dumps(figures) + "\n")
+    if name == DEFAULT:
+        short = {key: figures[key] for key in _SHORT}
+        write_atomically(folder / "evaluation.json", json.dumps(short, indent=1) + "\n")
+        tested.run.save_scores({"index": scores.index, "label": scores.label, "logits": scores.logits})
+    return figures
+
+
+def _title(name, protocol):
+    views = protocol.views.views
+    how = "" if views == 1 else f"; the mean of {views} views' {protocol.average}"
+    return f"{name}: {protocol.meaning}{how}"

@@ -1,12 +1,14 @@
-"""Scoring a set of clips with a model: every clip once, one centre clip, centre crop."""
+"""Scoring a set of clips with a model: every clip once, by a test protocol."""
 
 import numpy as np
 import tensorflow as tf
 
 from keras_stss.data.annotations import DataError
+from keras_stss.data.calls import calls
 from keras_stss.data.pipeline import Unreadable, evaluation_stream
 from keras_stss.data.workers import distribute_shard, gather, sum_arrays, workers
-from keras_stss.evaluation.metrics import summarize
+from keras_stss.evaluation.metrics import mean_scores, summarize
+from keras_stss.evaluation.protocols import DEFAULT, PROTOCOLS
 
 
 class Scorer:
@@ -20,56 +22,86 @@ class Scorer:
     def __init__(self, model, strategy=None):
         self.strategy = strategy or tf.distribute.get_strategy()
         self._forward = tf.function(lambda frames: model(frames, training=False), reduce_retracing=True)
+        self._forward_views = tf.function(lambda *arguments: _some_views(model, *arguments), reduce_retracing=True)
 
-    def score(self, clips, data, batch_size, progress=None):
+    def score(self, clips, data, batch_size, progress=None, *, protocol=None, change=None):
         """Scores clips; of several workers, each reads its part, and all get all scores.
 
         Args:
             clips: list of :class:`keras_stss.data.annotations.Clip`.
             data: :class:`keras_stss.config.DataConfig`.
-            batch_size: clips a step; rounded up to a multiple of the number of devices.
+            batch_size: views that go through the model at a time: those of ``batch_size // V`` clips, at least one,
+                rounded up to a multiple of the number of devices. The V views of one clip that are more go one part
+                after the other.
             progress: called with the number of clips scored after each step, on all workers about as many.
+            protocol: :class:`keras_stss.evaluation.protocols.NamedProtocol` (default: one clip, centre crop).
+            change: function of a clip's frames, uint8 (V, T, crop, crop, 3), and its index that gives others of that
+                shape, which the model sees instead (default: none).
 
         Returns:
-            (indices into clips (M,), logits (M, K), {path: reason} of clips that could not be read)
+            (indices into clips (M,), logits (M, K), {path: reason} of clips that could not be read). Of several views
+            the softmax of the logits is what the protocol averages to.
 
         Raises:
             DataError: where too many clips, or all, cannot be read.
         """
-        replicas = self.strategy.num_replicas_in_sync
-        batch_size = -(-batch_size // replicas) * replicas
+        protocol = protocol or PROTOCOLS[DEFAULT]
+        replicas, views = self.strategy.num_replicas_in_sync, protocol.views.views
+        rows = -(-max(batch_size // views, 1) // replicas) * replicas
+        together = _part(views, max(batch_size // rows, 1))
         unreadable = Unreadable(clips, data.max_unreadable)
+
+        def stream(shard=None):
+            found = evaluation_stream(
+                clips, protocol.data(data), rows, unreadable, protocol=protocol.views, shard=shard
+            )
+            return found if change is None else _changed(found, change, views)
+
+        def forward(frames):
+            return self._logits(frames) if views == 1 else self._mean_logits(frames, views, together, protocol.average)
+
         if workers(self.strategy)[1] > 1:
-            indices, logits = self._score_with_others(clips, data, batch_size, unreadable, progress)
+            indices, logits = self._score_with_others(clips, stream, rows, forward, unreadable, progress)
         else:
-            stream = evaluation_stream(clips, data, batch_size, unreadable)
-            batches = self.strategy.experimental_distribute_dataset(stream)
-            indices, logits = self._score(batches, unreadable, progress)
+            batches = self.strategy.experimental_distribute_dataset(stream())
+            indices, logits = self._score(batches, forward, unreadable, progress)
         unreadable.check()  # which also raises where no clip at all could be read
         return indices, logits, unreadable.reasons
 
-    def _score(self, batches, unreadable, progress):
+    def _score(self, batches, forward, unreadable, progress):
         indices, logits, done = [], [], 0
         with unreadable.explained():
             for batch in batches:
-                result = self.strategy.run(self._forward, args=(batch["frames"],))
-                for index, part in zip(self._local(batch["index"]), self._local(result)):
+                for index, part in zip(self._local(batch["index"]), forward(batch["frames"])):
                     known = index.numpy() >= 0
                     indices.append(index.numpy()[known])
-                    logits.append(part.numpy()[known])
+                    logits.append(part[known])
                     done += int(known.sum())
                 if progress:
                     progress(done)
         return np.concatenate(indices), np.concatenate(logits)
 
-    def _score_with_others(self, clips, data, batch_size, unreadable, progress):
+    def _logits(self, frames):
+        """Logits of a batch, an array for each of this worker's replicas."""
+        return [part.numpy() for part in self._local(self.strategy.run(self._forward, args=(frames,)))]
+
+    def _mean_logits(self, frames, views, together, average):
+        """The same of clips with several views, of which some go through the model together."""
+        parts = []
+        for first in range(0, views, together):
+            arguments = (frames, tf.constant(first), together)
+            found = self._local(self.strategy.run(self._forward_views, args=arguments))
+            parts.append([part.numpy() for part in found])  # (B, together, K) each
+        of_replicas = (np.concatenate(replica, axis=1) for replica in zip(*parts))
+        return [mean_scores(logits, average, axis=1).astype(np.float32) for logits in of_replicas]
+
+    def _score_with_others(self, clips, stream, batch_size, forward, unreadable, progress):
         """This worker's part of each batch, and then what all of them found."""
         shard = workers(self.strategy)
-        stream = evaluation_stream(clips, data, batch_size, unreadable, shard=shard)
-        batches, fault = distribute_shard(self.strategy, stream, batch_size), None
+        batches, fault = distribute_shard(self.strategy, stream(shard), batch_size), None
         count_all = progress and (lambda done: progress(min(done * shard[1], len(clips))))
         try:
-            indices, logits = self._score(batches, unreadable, count_all)
+            indices, logits = self._score(batches, forward, unreadable, count_all)
         except DataError as error:  # the others have to hear of it before this worker ends
             fault = str(error)
         for other, reasons in gather(self.strategy, [fault, unreadable.reasons]):
@@ -86,20 +118,49 @@ class Scorer:
         return self.strategy.experimental_local_results(value)
 
 
-def evaluate(scorer, clips, labels, data, batch_size, progress=None):
+def evaluate(scorer, clips, labels, data, batch_size, progress=None, *, protocol=None):
     """Figures of a model on clips.
 
     Args:
         scorer: :class:`Scorer`.
-        clips, data, batch_size, progress: see :meth:`Scorer.score`.
+        clips, data, batch_size, progress, protocol: see :meth:`Scorer.score`.
         labels: class names by index.
 
     Returns:
         (figures, scores): a dictionary for JSON (top1, top5, mean_class, loss, clips, unreadable: {path: reason}), and
         {"index", "label", "logits"} as arrays.
     """
-    index, logits, reasons = scorer.score(clips, data, batch_size, progress)
+    index, logits, reasons = scorer.score(clips, data, batch_size, progress, protocol=protocol)
     truth = np.asarray([clips[i].label for i in index])
     figures = summarize(logits, truth, len(labels))
     figures |= {"clips": len(index), "unreadable": reasons}
     return figures, {"index": index, "label": truth, "logits": logits}
+
+
+def _part(views, most):
+    """The largest part of the views that has no more than ``most``, all parts being of one size."""
+    return next(count for count in range(min(views, most), 0, -1) if views % count == 0)
+
+
+def _some_views(model, frames, first, count):
+    """Logits (B, count, K) of some of the views of frames (B, V, T, H, W, 3)."""
+    zero = tf.zeros_like(first)
+    part = tf.slice(frames, tf.stack([zero, first, zero, zero, zero, zero]), [-1, count, -1, -1, -1, -1])
+    part = tf.reshape(part, [-1, *frames.shape[2:]])  # (B·count, T, H, W, 3)
+    logits = model(part, training=False)
+    return tf.reshape(logits, [-1, count, logits.shape[-1]])
+
+
+def _changed(stream, change, views):
+    """The stream with other frames."""
+
+    def change_batch(frames, indices):
+        many = frames if views > 1 else frames[:, None]  # (B, V, T, H, W, 3)
+        changed = [clip if index < 0 else change(clip, int(index)) for clip, index in zip(many, indices)]
+        return np.stack(changed).reshape(frames.shape)
+
+    def one(batch):
+        frames = tf.numpy_function(calls.guard(change_batch), [batch["frames"], batch["index"]], tf.uint8)
+        return {**batch, "frames": tf.ensure_shape(frames, batch["frames"].shape)}
+
+    return stream.map(one, num_parallel_calls=2, deterministic=True).prefetch(1)

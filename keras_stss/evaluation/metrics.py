@@ -10,21 +10,57 @@ def softmax(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def top_k_accuracy(logits, labels, k):
-    """Share of clips whose label is among the k highest scores; ties count against the label.
+def mean_scores(logits, average, axis):
+    """Logits of the mean prediction of several views, or of several models.
+
+    Args:
+        logits: array, the classes on its last axis.
+        average: ``"softmax"``: the softmax of what is given back is the mean of the softmax of ``logits``;
+            ``"logits"``: it is their mean.
+        axis: over which the mean is taken.
+
+    Returns:
+        float64 array without ``axis``.
+    """
+    if average not in ("softmax", "logits"):
+        raise ValueError(f"average must be 'softmax' or 'logits'. Received: average={average!r}")
+    logits = np.asarray(logits, np.float64)
+    if average == "logits":
+        return logits.mean(axis=axis)
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))  # of probabilities, however small
+    largest = logs.max(axis=axis, keepdims=True)
+    return np.log(np.exp(logs - largest).mean(axis=axis)) + np.squeeze(largest, axis)
+
+
+def is_among_top(logits, labels, k):
+    """Whether each clip's label is among the k highest scores; ties count against the label.
 
     Args:
         logits: (N, K). labels: (N,) indices. k: at most K is used.
+
+    Returns:
+        bool (N,).
     """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     rank = np.sum(~(logits < own), axis=1)  # 1 where the label's score is alone at the top
-    return float(np.mean(rank <= k))
+    return rank <= k
+
+
+def top_k_accuracy(logits, labels, k):
+    """Share of clips whose label is among the k highest scores, see :func:`is_among_top`."""
+    return float(np.mean(is_among_top(logits, labels, k)))
+
+
+def losses(logits, labels):
+    """-log p(label) of each clip."""
+    chosen = np.take_along_axis(softmax(logits), labels[:, None], axis=1)[:, 0]
+    return -np.log(np.maximum(chosen, np.finfo(np.float64).tiny))
 
 
 def cross_entropy(logits, labels):
     """Mean of -log p(label)."""
-    chosen = np.take_along_axis(softmax(logits), labels[:, None], axis=1)
-    return float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).tiny))))
+    return float(np.mean(losses(logits, labels)))
 
 
 def class_accuracies(logits, labels, classes):
