@@ -106,11 +106,12 @@ def _loop(xla):
 
     def make(case, arrays, mode):
         from keras_stss.training import loop as module
+        from keras_stss.training.progress import ProgressLine
 
         waiting = _waited.setdefault("loop, XLA" if xla else "loop", [])
 
         def train(step):
-            class Progress(module.ProgressLine):
+            class Progress(ProgressLine):  # not module.ProgressLine, which may be another loop's by now
                 def step(self, number, clips, epoch, loss, accuracy, waited):
                     super().step(number, clips, epoch, loss, accuracy, waited)
                     waiting.append((self.recent.waited, self.recent.seconds))
