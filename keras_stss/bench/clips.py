@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_stss.data.synthetic import FPS, TEMPLATES, encode_webm, render_clip
+from keras_stss.data.synthetic.write import encode
 
 #: Storage form → (name of a clip's file or folder, what :class:`keras_stss.data.annotations.Clip` calls it).
 FORMS = {"jpeg": ("{}", "frames"), "webm": ("{}.webm", "video"), "mp4": ("{}.mp4", "video")}
@@ -52,9 +53,4 @@ def _encode_mp4(path, clip):
     """H.264 as most tools write it: one key frame, B-frames."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "23", "preset": "medium"})
-        stream.height, stream.width = clip.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for image in clip:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+        encode(container, stream, clip)

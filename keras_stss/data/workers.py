@@ -47,16 +47,6 @@ def _exchange(strategy, value):
     return [json.loads(row[:length].tobytes()) for row, length in zip(table, lengths, strict=True)]
 
 
-def any_worker(strategy, *flags):
-    """Which of some flags are set on any worker: the same tuple of booleans on all.
-
-    One short exchange. Asked before each step, it makes all workers stop together, whichever one has a reason to.
-    """
-    if workers(strategy)[1] == 1:
-        return tuple(map(bool, flags))
-    return tuple((sum_arrays(strategy, np.array(flags, np.float32)) > 0).tolist())
-
-
 def sum_arrays(strategy, values):
     """The sum over workers of a float32 array, which has the same shape on all of them; exact where one is not zero."""
     values = np.asarray(values, np.float32)

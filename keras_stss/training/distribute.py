@@ -10,14 +10,13 @@ import weakref
 import tensorflow as tf
 
 from keras_stss.config import ConfigError
-from keras_stss.data.workers import any_worker, from_chief, gather, is_chief, training_batches, workers
+from keras_stss.data.workers import from_chief, gather, is_chief, training_batches, workers
 from keras_stss.training.cluster import find_cluster
 from keras_stss.training.meeting import meet
 from keras_stss.training.supervise import is_supervised
 
 __all__ = [
     "WorkerLost",
-    "any_worker",
     "average_statistics",
     "broadcast",
     "components",

@@ -157,6 +157,8 @@ class _Training:
     def __init__(self, config, data_set, strategy, run, stream, preemption=None):
         self.config, self.data_set, self.strategy, self.run, self.stream = config, data_set, strategy, run, stream
         self.is_chief = is_chief(strategy)
+        # This worker's part of each batch; None where it is the only worker.
+        self.shard = workers(strategy) if workers(strategy)[1] > 1 else None
         # The same seed gives the same weights, dropout and stream; each clip's draws depend on its position alone.
         keras.utils.set_random_seed(config.train.seed)
         with strategy.scope():
@@ -250,12 +252,11 @@ class _Training:
     def _log_start(self):
         if not self.is_chief:
             return
-        count = workers(self.strategy)[1]
         log.info(
             "%s: %d training and %d validation clips, %d classes, %s parameters, %d epochs of %d steps, %d device(s)%s",
             self.model.name, len(self.data_set.train), len(self.data_set.validation), len(self.data_set.labels),
             f"{self.model.count_params():,}", self.config.train.epochs, self.steps_per_epoch,
-            self.strategy.num_replicas_in_sync, f" of {count} workers" if count > 1 else "",
+            self.strategy.num_replicas_in_sync, f" of {self.shard[1]} workers" if self.shard else "",
         )  # fmt: skip
         if self.config.model.insert or self.config.model.ensemble:
             log_native_status()
@@ -312,11 +313,9 @@ class _Training:
         state["step"] += 1
         self.pending.append((state["step"], rate, self.waited, figures))
         positions = tf.concat(self.strategy.experimental_local_results(batch["position"]), 0).numpy()
-        shard = workers(self.strategy)
-        shard = shard if shard[1] > 1 else None
-        state["position"] = next_position(state["position"], positions, train.batch_size, shard)
+        state["position"] = next_position(state["position"], positions, train.batch_size, self.shard)
         self.batch = batch
-        self.stops |= self.preemption.requested and workers(self.strategy)[1] == 1
+        self.stops |= self.preemption.requested and self.shard is None
         if len(self.pending) > 1:
             self._look_at(*self.pending.pop(0), progress)
         self.unreadable.check()
@@ -429,7 +428,7 @@ class _Training:
         def count(done):
             counter(done)
             # Of several workers, one alone must not leave; the next step tells all of them.
-            if self.preemption.requested and workers(self.strategy)[1] == 1:
+            if self.preemption.requested and self.shard is None:
                 raise self._preempted("while evaluating")
 
         return count

@@ -66,16 +66,20 @@ def encode_webm(path, clip, apart=False):
         with av.open(str(temporary), "w", format="webm", options={"fflags": "+bitexact"}) as container:
             # One thread and no wall-clock fields: the same pixels give the same bytes.
             options = {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0"} | ({"g": "1"} if apart else {})
-            stream = container.add_stream("libvpx-vp9", rate=FPS, options=options)
-            stream.height, stream.width = clip.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.thread_count = 1
-            for image in clip:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(stream.encode())
+            encode(container, container.add_stream("libvpx-vp9", rate=FPS, options=options), clip)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def encode(container, stream, clip):
+    """Encode a clip, uint8 (frames, H, W, 3), with one thread into a new stream of an open container of PyAV."""
+    stream.height, stream.width = clip.shape[1:3]
+    stream.pix_fmt = "yuv420p"
+    stream.codec_context.thread_count = 1
+    for image in clip:
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+    container.mux(stream.encode())
 
 
 def _claim(root, arguments):
