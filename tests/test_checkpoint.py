@@ -1,5 +1,6 @@
 """The files of a run: checkpoints, figures and the best model, on disks that fill up and bytes that change."""
 
+import contextlib
 import errno
 import io
 import json
@@ -211,15 +212,21 @@ def test_a_disk_that_is_full_when_the_file_is_closed(tmp_path, monkeypatch, plac
     assert names(tmp_path) == ["step-00000001.npz", path.name]
 
 
-@pytest.fixture
-def small_files():
-    """Function (bytes): the system lets no file of this process grow beyond it."""
+@contextlib.contextmanager
+def small_files(limit):
+    """The system lets no file of this process grow beyond `limit` bytes.
+
+    Not a fixture: the test's own report may go to a file, and pytest writes it before a fixture ends.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_every_file_of_a_run_survives_a_full_disk(tmp_path, small_files):
+def test_every_file_of_a_run_survives_a_full_disk(tmp_path):
     """By the system's own limit: figures, scores, best model and checkpoint stay as they were, each by one line."""
     import keras
 
@@ -231,14 +238,13 @@ def test_every_file_of_a_run_survives_a_full_disk(tmp_path, small_files):
     run.save_scores({"logits": np.ones(4)})
     checkpoints.save(1, {"step": 1})
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    small_files(1500)
     for write in (
         lambda: run.add_row({"epoch": 2, "text": "x" * 2000}),
         lambda: run.save_best(model),
         lambda: run.save_scores({"logits": np.ones(4000)}),
         lambda: checkpoints.save(2, {"step": 2}),
     ):
-        with pytest.raises(DiskFull, match="cannot be written: File too large"):
+        with small_files(1500), pytest.raises(DiskFull, match="cannot be written: File too large"):
             write()
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 
@@ -352,13 +358,11 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert names(run.checkpoints) == ["step-00000001.npz"]
 
 
-def test_a_run_begins_where_there_was_no_room_for_it_before(tmp_path, small_files):
+def test_a_run_begins_where_there_was_no_room_for_it_before(tmp_path):
     """Or where it was killed in its first moments."""
     for limit in (0, 200):  # too small for any file; for config.yaml alone
-        small_files(limit)
-        with pytest.raises(DiskFull, match=r"config.yaml cannot be written"):
+        with small_files(limit), pytest.raises(DiskFull, match=r"config.yaml cannot be written"):
             Run(tmp_path / "run").open(config_of(), LABELS)
-    small_files(resource.RLIM_INFINITY)
     (tmp_path / "run" / "unfinished-config.yaml").write_text("data:")
     Run(tmp_path / "run").open(config_of(), LABELS)
     (tmp_path / "run" / "labels.json").unlink()
