@@ -12,6 +12,7 @@ from test_decode_parts import EVEN, UNEVEN
 from test_decode_parts import write as write_timed
 
 from keras_stss.config import DataConfig
+from keras_stss.data import frames as limits
 from keras_stss.data.annotations import DataError, read_annotations
 from keras_stss.data.decode import ClipError, read_frames
 
@@ -207,3 +208,36 @@ def test_a_picture_of_very_many_scans(tmp_path):
     (folder / "1.jpg").write_bytes(content[:-2] + 2000 * last + content[-2:])
     with pytest.raises(ClipError, match="scans of 64x64 pixels: too many"):
         read_frames(str(folder), "frames", lambda n: [0])
+
+
+@pytest.mark.parametrize("kind", ["h264.mp4", "vp9.webm", "mpeg4.avi"])
+def test_times_far_beyond_the_end(tmp_path, kind):
+    """Annotations may give any number; what a file counts in has 64 bits."""
+    write_timed(tmp_path / kind, EVEN[:20], kind)
+    path = str(tmp_path / kind)
+    for start in (1e9, 1e15, 1e300):
+        with pytest.raises(ClipError, match="after the last of its 20 frames"):
+            read_frames(path, "video", choose, start=start, end=None if start < 1e10 else 2 * start)
+    whole = read_frames(path, "video", np.arange)
+    assert np.array_equal(read_frames(path, "video", np.arange, start=0.0, end=1e300), whole) and len(whole) == 20
+    with pytest.raises(ValueError, match="must be seconds"):
+        read_frames(path, "video", choose, end=float("nan"))
+
+
+def test_a_header_with_another_size(tmp_path, monkeypatch):
+    """Frames come at their own size, and what they are all together has to keep to the limit."""
+    path = tmp_path / "a.webm"
+    write_timed(path, EVEN[:20], "vp9.webm")
+    content, whole = path.read_bytes(), read_frames(str(path), "video", np.arange)
+    places = [content.index(mark) + 2 for mark in (b"\xb0\x81", b"\xba\x81")]  # width and height, a byte each
+    for size in (0, 8):
+        changed = bytearray(content)
+        for place in places:
+            changed[place] = size
+        path.write_bytes(changed)
+        for part in ({}, {"start": 0.0, "end": 9.0}):
+            assert np.array_equal(read_frames(str(path), "video", np.arange, **part), whole)
+            with monkeypatch.context() as patch:
+                patch.setattr(limits, "MAX_DECODED", 10 * 32 * 48)
+                with pytest.raises(ClipError, match=r"too long: \d+ frames of 48x32"):
+                    read_frames(str(path), "video", np.arange, **part)

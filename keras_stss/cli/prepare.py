@@ -105,6 +105,8 @@ def _check_records(options):
         report = check_packed(options.root, advance)
     lines = [f"{report['shards']} shards, clips: {report['clips']}, unreadable when packed: {report['unreadable']}"]
     lines += [f"damaged: {place}: {reason}" for place, reason in report["damaged"].items()]
+    if report["damaged"]:
+        lines.append("to mend it: delete the damaged files and pack again: the same command writes only those")
     print(json.dumps(report) if options.json else "\n".join(lines))
     return MENDABLE if report["damaged"] else 0
 

@@ -69,6 +69,8 @@ def read_frames(path, kind, choose, start=None, end=None, window=None):
 def _read(path, kind, choose, start, end, cutter):
     if kind.endswith("frames") and (start is not None or end is not None):
         raise ValueError(f"start and end belong to videos. Received: kind={kind!r}, start={start}, end={end}")
+    if start != start or end != end:  # not a number
+        raise ValueError(f"start and end must be seconds, or None. Received: start={start}, end={end}")
     try:
         if kind in records.KINDS:
             return records.read_record(path, kind, choose, start, end, cutter)

@@ -60,7 +60,7 @@ class Kept:
     """
 
     def __init__(self, order):
-        self._places = {}
+        self._places, self.last = {}, order[-1]
         for place, name in enumerate(order):
             self._places.setdefault(name, []).append(place)
         self._count, self._missing, self._frames = len(order), set(order), None

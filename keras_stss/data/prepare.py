@@ -214,7 +214,9 @@ def _part(told, clip, count):
     """What :func:`describe` told, for the part of the video that the clip is."""
     rate, seconds = told.get("rate"), told.get("seconds")
     if clip.start is not None or clip.end is not None:
-        seconds = None if clip.end is None and seconds is None else (clip.end or seconds) - (clip.start or 0)
+        # An end may be annotated beyond that of the video.
+        end = min((time for time in (clip.end, seconds) if time is not None), default=None)
+        seconds = None if end is None else max(end - (clip.start or 0), 0.0)
     elif clip.frames is not None and rate:
         seconds = count / rate
     return {**told, "seconds": seconds} if told else {}

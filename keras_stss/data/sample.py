@@ -36,7 +36,8 @@ def segment_indices(n, frames, rng=None, clip=0, clips=1):
 
     Training (with ``rng``): segments of n // T frames, a random frame of each; the up to T - 1 frames that are left
     over at the end are not drawn from, as in the released code. Clips shorter than T: a random position in each of T
-    equal segments of n / T < 1 frames, so that frames repeat evenly and their order is kept.
+    equal segments of n / T < 1 frames, so that frames repeat evenly and their order is kept. There, and in testing
+    where n is no more than T, the released code takes the first frame T times, which shows no motion at all.
 
     Testing (without): the same place of each segment, ``int(tick * place + tick * i)`` with tick = n / T. The place of
     a single clip is 1/2, the middle; of two 1/2 and 0, as TSM samples twice; of N it is 1/2 + clip / N, less 1 where

@@ -30,10 +30,15 @@ _REORDERED = {"h264": 16, "hevc": 16}
 _STARTS_AT_KEYS = ("h264", "vp9", "libdav1d")
 # Decoders that look for each frame anew whether they may skip it.
 _SKIPS = ("h264", "hevc", "mpeg4", "mpeg2video")
+# Decoders that give frames in the order in which they take them. Nothing has to be found out about such a video by
+# decoding its first frame twice, which would take a tenth of the time of a short clip.
+_IN_ORDER = ("vp8", "vp9", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1", "av1")
+_PROBED = ",".join(sorted(av.codecs_available.difference(_IN_ORDER)))
 # A file counts as truncated where more than this share, and more than these frames, of the declared length is missing.
 # Whole files in the wild declare a frame or two too many (85 for 84), or miss the duration of the last frame.
 _MISSING_SHARE, _MISSING_FRAMES = 0.05, 3
 _TOLERANCE = Fraction(1, 100_000)  # seconds: annotated times are rounded, as are those of a file's start
+_LONGEST = 10**9  # seconds: a time beyond says the same, and could not be counted in a file's units
 _STEPS_BACK = (0, 1, 10)  # seconds: some containers seek by the time of decoding, just before that of showing
 
 # Tags that are no UTF-8 say nothing about the pictures. PyAV 19 takes no such argument any more.
@@ -49,7 +54,7 @@ def read_video(path, choose, start, end, cutter):
     """
     if isinstance(path, str):
         path = _checked(path)
-    frames = None
+    frames, start, end = None, start and min(start, _LONGEST), end and min(end, _LONGEST)
     if start is not None or end is not None:
         frames = _read_part(path, start or 0, end, choose, cutter)
     return _read_whole(path, start or 0, end, choose, cutter) if frames is None else frames
@@ -107,12 +112,10 @@ def _open(path):
     # find out what is inside, so it has to know a limit: twice ours, as it does not tell the size of what it refuses.
     most = {"max_pixels": str(2 * limits.MAX_PIXELS)}
     options = {"protocol_whitelist": "file", **most}
-    try:
-        container = av.open(path if isinstance(path, str) else path.open(), options=options, **_LENIENT)
-    except PermissionError:
-        raise
-    except (av.FFmpegError, ValueError):
-        raise ClipError("not a video, or its header is damaged") from None
+    container = _container(path, {**options, "codec_whitelist": _PROBED})
+    if any(context is not None and not context.width for context in _contexts(container)):
+        container.close()
+        container = _container(path, options)  # the first frame has to tell its size
     if not container.streams.video:
         container.close()
         raise ClipError("no video stream")
@@ -125,6 +128,19 @@ def _open(path):
     stream.codec_context.thread_type = "NONE"
     stream.codec_context.options = most
     return container, stream
+
+
+def _contexts(container):
+    return [stream.codec_context for stream in container.streams.video]
+
+
+def _container(path, options):
+    try:
+        return av.open(path if isinstance(path, str) else path.open(), options=options, **_LENIENT)
+    except PermissionError:
+        raise
+    except (av.FFmpegError, ValueError):
+        raise ClipError("not a video, or its header is damaged") from None
 
 
 def _read_part(path, start, end, choose, cutter):
@@ -345,10 +361,11 @@ def _needed_runs(packets, stream, wanted):
 def _decode_timed(runs, stream, times, wanted, cutter):
     """Whether it gave all the wanted ones, by time; not where the frames' times are not those of the packets.
 
-    Frames that no other depends on are left out by the decoder, where they are not wanted.
+    Frames that no other depends on are left out by the decoder, where they are not wanted. Once the first one has come,
+    the stream has its true size, which the header may have made smaller than it is.
     """
     context, reformatter = stream.codec_context, av.video.reformatter.VideoReformatter()
-    promised, last = set(times), None
+    promised, last, count = set(times), None, bisect.bisect_right(times, wanted.last)
     can_skip, skips = context.name in _SKIPS, False
     try:
         for number, run in enumerate(runs):
@@ -361,6 +378,8 @@ def _decode_timed(runs, stream, times, wanted, cutter):
                 for frame in context.decode(packet):
                     if frame.pts not in promised or (last is not None and frame.pts <= last):
                         return False
+                    if last is None:
+                        check_work(count, stream)
                     last = frame.pts
                     if last in wanted:
                         wanted[last] = cutter.cut(_to_rgb(frame, reformatter), len(wanted))
@@ -381,6 +400,8 @@ def _decode(packets, stream, wanted, last, cutter):
                 continue  # demux ends with one; None empties the decoder
             fed += packet is not None and _holds_frame(packet, stream)
             for frame in context.decode(packet):
+                if not seen:
+                    check_work(last + 1, stream)
                 if seen in wanted:
                     wanted[seen] = cutter.cut(_to_rgb(frame, reformatter), len(wanted))
                 seen += 1
@@ -399,5 +420,6 @@ def _decode(packets, stream, wanted, last, cutter):
 def _to_rgb(frame, reformatter):
     check_size(frame.width, frame.height)
     # One reformatter a clip keeps its tables; one thread, since clips are decoded side by side.
-    picture = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    plane = reformatter.reformat(frame, format="rgb24", threads=1).planes[0]
+    picture = np.ndarray((plane.height, plane.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
     return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture

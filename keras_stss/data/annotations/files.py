@@ -66,7 +66,7 @@ def read_text(path):
             raise DataError(f"{path} has {size / 2**30:.1f} GiB: too long for a list of clips")
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -111,7 +111,7 @@ def table(path, wanted, optional=()):
     if missing:
         raise DataError(
             f"{path}:1: the header must name the columns {_listed(wanted)}; {_listed(missing)} missing. "
-            f"Received: {', '.join(header)[:200] or 'an empty file'}"
+            f"Received: {', '.join(header)[:200].encode('unicode_escape').decode() or 'an empty file'}"
         )
     twice = sorted(name for name, times in Counter(header).items() if times > 1)
     if twice:
@@ -188,7 +188,7 @@ def seconds(value):
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
-        number = float(value)
+        number = float(value if not isinstance(value, str) or (value.isascii() and "_" not in value) else "nan")
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) and number >= 0 else None
