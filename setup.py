@@ -96,6 +96,7 @@ setup(
     extras_require={
         "cpu": [f"tensorflow-cpu=={TENSORFLOW}", "tensorboard"],
         "gpu": [f"tensorflow[and-cuda]=={TENSORFLOW}", "tensorboard"],
+        "visualize": ["scikit-learn>=1.4"],
         "test": ["import-linter>=2", "pytest>=8", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["keras-stss=keras_stss.cli:main"]},

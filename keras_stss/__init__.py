@@ -6,7 +6,17 @@ import importlib.util
 import sys
 
 __version__ = "0.1.0"
-__all__ = ["blocks", "build_model", "feature_extractor", "layers", "list_models", "list_recipes", "load_model", "ops"]
+__all__ = [
+    "blocks",
+    "build_model",
+    "feature_extractor",
+    "layers",
+    "list_models",
+    "list_recipes",
+    "load_model",
+    "ops",
+    "visualize",
+]
 
 _HOMES = dict.fromkeys(("build_model", "feature_extractor", "list_models", "load_model"), "keras_stss.models")
 _HOMES["list_recipes"] = "keras_stss.config.recipes"

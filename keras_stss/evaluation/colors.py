@@ -1,5 +1,7 @@
 """Displacements as colours, with the colour wheel that is customary for optical flow."""
 
+import math
+
 import numpy as np
 
 #: The wheel of Baker et al., "A database and evaluation methodology for optical flow": a colour, and how many of the
@@ -51,3 +53,26 @@ def wheel(side):
     displacement = np.stack(np.meshgrid(axis, axis), axis=-1)  # (side, side, 2)
     inside = np.linalg.norm(displacement, axis=-1, keepdims=True) <= 1
     return np.where(inside, displacement_colors(displacement, 1.0), np.uint8(255))
+
+
+def full_length(displacement, least=1e-3):
+    """The length for the full colour: what 99 % of the displacements do not exceed, and no less than ``least``.
+
+    Args:
+        displacement: (…, 2); those that are not finite do not count.
+        least: positive; what counts as no motion at all stays pale.
+    """
+    length = np.linalg.norm(displacement, axis=-1)
+    length = length[np.isfinite(length)]
+    return max(float(np.quantile(length, 0.99)), least) if length.size else max(least, 1.0)
+
+
+def as_large(maps, size):
+    """Maps (T, H', W', …), each position as a rectangle of a picture of (H, W)."""
+    y, x = (np.arange(new) * old // new for new, old in zip(size, maps.shape[1:3]))
+    return maps[:, y][:, :, x]
+
+
+def short(value):
+    """A positive number with two digits that count."""
+    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"

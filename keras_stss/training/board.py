@@ -4,14 +4,13 @@ import contextlib
 import errno
 import functools
 import logging
-import math
 import os
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_stss.evaluation.colors import displacement_colors, wheel
+from keras_stss.evaluation.colors import as_large, displacement_colors, full_length, short, wheel
 from keras_stss.models.features import feature_extractor
 from keras_stss.training import drawing
 from keras_stss.training.drawing import Row
@@ -231,9 +230,7 @@ def motion_sheet(frames, displacement, offsets=None, captions=None):
         uint8 picture. The full colour is what 99 % of the displacements shown do not exceed.
     """
     shown = [number for number in range(displacement.shape[-2]) if not offsets or offsets[number]]
-    length = np.linalg.norm(displacement[..., shown, :], axis=-1)
-    length = length[np.isfinite(length)]
-    largest = max(float(np.quantile(length, 0.99)), 1e-3) if length.size else 1.0
+    largest = full_length(displacement[..., shown, :])
     times = drawing.shown_frames(frames.shape[1])
     rows = []
     for number, (clip, moved) in enumerate(zip(frames, displacement)):
@@ -241,20 +238,10 @@ def motion_sheet(frames, displacement, offsets=None, captions=None):
         for place in shown:
             colors = displacement_colors(moved[times][..., place, :], largest)  # (T, H', W', 3)
             word = f"t{offsets[place]:+d}" if offsets else f"{place}"
-            rows.append(Row(drawing.strip(_as_large(colors, clip.shape[1:3]), edge=210), word=word))
+            rows.append(Row(drawing.strip(as_large(colors, clip.shape[1:3]), edge=210), word=word))
     height, width = displacement.shape[2:4]
-    text = f"full colour:\n{_short(largest)} positions\nof the {height}×{width} map"
+    text = f"full colour:\n{short(largest)} positions\nof the {height}×{width} map"
     return drawing.sheet(rows, wheel(WHEEL), text)
-
-
-def _as_large(maps, size):
-    """Maps (T, H', W', 3), each position as a rectangle of a picture of (H, W)."""
-    y, x = (np.arange(new) * old // new for new, old in zip(size, maps.shape[1:3]))
-    return maps[:, y][:, :, x]
-
-
-def _short(value):
-    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"
 
 
 def _class_table(known):

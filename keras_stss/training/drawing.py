@@ -97,7 +97,7 @@ def sheet(rows, key=None, key_text=""):
 
     for row, top, above in zip(rows, tops, captions):
         for number, line in enumerate(row.caption.splitlines()):
-            write(left, top + number * _LINE, _shortened(line, total - left))
+            write(left, top + number * _LINE, shortened(line, total - left))
         write(_GAP, top + above + row.picture.shape[0] / 2, row.word, va="center")
     if key is not None:
         middle = total - _GAP - key.shape[1] / 2
@@ -114,7 +114,7 @@ def _paste(page, picture, top, left):
     page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
 
 
-def _shortened(text, width):
+def shortened(text, width):
     """The beginning of a line that does not fit into so many pixels."""
     letters = max(int(width / 7.2), 8)
     return text if len(text) <= letters else text[: letters - 1] + "…"
@@ -133,7 +133,7 @@ def class_chart(labels, accuracies, title=""):
     axes = drawn.subplots()
     if named:
         axes.barh(range(len(known)), values, color=_BLUE, height=0.7)
-        names = [_shortened(label, 320) for label, _ in known]
+        names = [shortened(label, 320) for label, _ in known]
         axes.set_yticks(range(len(known)), names, fontsize=9, parse_math=False)
         axes.set_ylim(len(known) - 0.4, -0.6)
         axes.set_xlim(0, 1)

@@ -5,6 +5,7 @@ wrong with the annotations themselves comes back in one :class:`DataError`.
 """
 
 import logging
+import os
 
 from keras_stss.config import DataConfig
 from keras_stss.data.annotations import (
@@ -31,6 +32,7 @@ __all__ = [
     "groups",
     "natural_key",
     "read_annotations",
+    "read_table",
 ]
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,23 @@ def read_annotations(data: DataConfig, holdout: str | None = None) -> DataSet:
         names = ", ".join(repr(data_set.labels[index]) for index in untrained[:SHOWN])
         logger.warning("%d of %d labels have no training clip: %s", len(untrained), len(data_set.labels), names)
     return data_set
+
+
+def read_table(path, data: DataConfig) -> tuple[list[Clip], list[str]]:
+    """All clips of a CSV (path, label, if wanted start and end), whatever its splits, and their labels.
+
+    Args:
+        path: the CSV; relative paths in it are relative to its folder.
+        data: where ``group_column`` is read.
+
+    Raises:
+        DataError: where there is no such file, or naming the lines of what is wrong with it.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    if not os.path.isfile(path):
+        raise DataError(f"no such file: {path}")
+    table = DataConfig(format="clips", root=folder, annotations=name, group_column=data.group_column)
+    return clip_table.read_all(table, storage.place(folder))
 
 
 def check_there(data: DataConfig):

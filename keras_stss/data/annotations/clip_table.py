@@ -25,7 +25,7 @@ def annotation_files(data, root):
 def read(data, root, holdout):
     """The :class:`DataSet` of the config's data section, where ``holdout`` (a group or None) is tested on."""
     clips = _ClipTable(data, root)
-    labels = sorted({files.tidy(row["label"]) for row in clips.rows}, key=files.natural_key)
+    labels = clips.labels()
     if holdout is not None:
         tested = _held_out(clips, holdout)
     elif clips.has_splits:
@@ -40,6 +40,14 @@ def read(data, root, holdout):
         if not lists[is_tested]:
             raise DataError(f"{clips.path}: no clip is left for {name} ({len(clips.rows)} clips in all)")
     return DataSet(lists[False], lists[True], labels)
+
+
+def read_all(data, root):
+    """(all clips of the CSV, whatever their split, and the labels)"""
+    clips = _ClipTable(data, root)
+    labels = clips.labels()
+    index = {text: number for number, text in enumerate(labels)}
+    return [clips.clip(row, index) for row in clips.rows], labels
 
 
 def groups(data, root):
@@ -114,6 +122,9 @@ class _ClipTable:
             return False
         # A remote name without a suffix is not asked about: of 100,000 rows that would take hours.
         return (storage.is_remote(path) and "." not in os.path.basename(path)) or storage.is_folder(path)
+
+    def labels(self):
+        return sorted({files.tidy(row["label"]) for row in self.rows}, key=files.natural_key)
 
     def group(self, row):
         return row[self.data.group_column] if self.has_groups else None
