@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_stss.config import ConfigError, dump_config, parse_config
+from keras_stss.cli import main
+from keras_stss.config import ConfigError, dump_config, load_config, parse_config
 from keras_stss.training import checkpoint, files
 from keras_stss.training.checkpoint import CheckpointError, Checkpoints
 from keras_stss.training.files import DiskFull
@@ -379,4 +380,26 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
             pass
         assert (tmp_path / "unfinished-best.keras").is_file()  # of the process that is at work
     with run.claimed():
+        pass
+
+
+def test_who_comes_second_changes_nothing(recipe, tmp_path, capsys):
+    """Not even where the first one has no checkpoint yet."""
+    run = Run(tmp_path / "run")
+    with run.claimed():
+        run.open(load_config(recipe()), LABELS)
+        before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+        assert main(["train", "--config", str(recipe()), "train.learning_rate=0.5"]) == 2
+        assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
+    assert "another process is training" in capsys.readouterr().err
+
+
+def test_a_folder_of_somebody_else_stays_as_it_is(tmp_path):
+    (tmp_path / "letter.tmp").write_text("mine")
+    run = Run(tmp_path)
+    (tmp_path / "letter").write_text("mine, too")
+    with run.claimed(), pytest.raises(ConfigError, match=r"train.run="):
+        run.open(config_of(), LABELS)
+    assert names(tmp_path) == ["letter", "letter.tmp"]
+    with pytest.raises(ConfigError, match=r"a file.*train.run="), Run(tmp_path / "letter").claimed():
         pass

@@ -8,6 +8,7 @@ import signal
 import weakref
 
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from keras_stss.config import ConfigError
 from keras_stss.data.workers import from_chief, gather, is_chief, training_batches, workers
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds for TensorFlow to connect the workers once all of them are there; it would wait without end itself.
 CONNECTION_SECONDS = 120
+#: Seconds without a sign of life after which a worker counts as lost. TensorFlow's own 10 are also exceeded by a worker
+#: that lives, where others use its processors.
+SILENCE_SECONDS = 60
 
 #: What TensorFlow raises when another worker has gone.
 _LOSSES = (
@@ -133,6 +137,7 @@ def _multi_worker(train, cluster):
         num_accelerators={"GPU": gpus},
         rpc_layer="grpc",
     )
+    _bear_silence(cluster)
     with _time_limit(CONNECTION_SECONDS), _lost_workers_told():
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
@@ -144,6 +149,18 @@ def _multi_worker(train, cluster):
     strategy.extended.experimental_enable_get_next_as_optional = False
     log.info("worker %d of %d (%s), %d replicas", cluster.index, cluster.count, ", ".join(cluster.addresses), replicas)
     return strategy
+
+
+def _bear_silence(cluster):
+    """The service that the strategy sets up by itself, as there but for its patience, for which it has no argument."""
+    if context.context().coordination_service is None:
+        jobs = [context.coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=cluster.count)]
+        context.context().configure_coordination_service(
+            "standalone",
+            "/job:worker/replica:0/task:0",
+            heartbeat_timeout_in_ms=1000 * SILENCE_SECONDS,
+            coordinated_jobs=jobs,
+        )
 
 
 @contextlib.contextmanager

@@ -118,9 +118,9 @@ def _train_one(config, folder, stream, strategy):
         data_set = read_annotations(config.data)
         run = Run(folder)
         _check_same_data(strategy, data_set)
+        _on_chief(strategy, lambda: stack.enter_context(run.claimed()))
         # A worker that was started again goes on, whatever the user wants of a new run.
         _on_chief(strategy, lambda: run.open(config, data_set.labels, "auto" if restarted() else None))
-        _on_chief(strategy, lambda: stack.enter_context(run.claimed()))
         if is_chief(strategy):
             stack.enter_context(run.logged())
         else:

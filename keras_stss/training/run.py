@@ -111,9 +111,15 @@ class Run:
     def claimed(self):
         """Holds the folder for this process: two that train in one folder would spoil each other's files.
 
+        To be entered before :meth:`open`, which writes. The folder is made where it does not exist.
+
         Raises:
-            ConfigError: where another process holds it.
+            ConfigError: where another process holds it, or it is no folder.
         """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"{self.folder} is, or lies below, a file; name a folder with train.run=…") from None
         with contextlib.ExitStack() as stack:
             number = os.open(self.folder, os.O_RDONLY)
             stack.callback(os.close, number)  # which gives the folder free, as the end of the process does
@@ -126,7 +132,8 @@ class Run:
                 ) from None
             except OSError as error:  # a file system that knows no locks
                 log.info("%s is not locked against other processes: %s", self.folder, error)
-            remove_unfinished(self.folder)
+            if (self.folder / "config.yaml").is_file():  # not in a folder of somebody else's
+                remove_unfinished(self.folder)
             yield
 
     def labels(self):
