@@ -89,6 +89,7 @@ setup(
         "keras>=3.12",
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "pillow>=10",
         "pydantic>=2.6",
         "pyyaml>=6",
         "rich>=13",

@@ -145,7 +145,8 @@ def test_a_run_without_a_whole_model_is_refused(run, clip_set, capsys):
 
 def test_predict_ranks_and_goes_on_after_a_bad_file(trained_run, clip_set, tmp_path, capsys):
     (tmp_path / "empty.mp4").write_bytes(b"")
-    files = [clip_set / "1.mp4", tmp_path / "empty.mp4", tmp_path / "none.mp4", clip_set, clip_set / "2.mp4"]
+    (tmp_path / "bare").mkdir()
+    files = [clip_set / "1.mp4", tmp_path / "empty.mp4", tmp_path / "none.mp4", tmp_path / "bare", clip_set / "2.mp4"]
     assert main(["predict", str(trained_run), *map(str, files), "--json"]) == 2
     captured = capsys.readouterr()
     lines = [json.loads(line) for line in captured.out.splitlines()]

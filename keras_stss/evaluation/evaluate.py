@@ -7,7 +7,8 @@ from keras_stss.data.annotations import DataError
 from keras_stss.data.calls import calls
 from keras_stss.data.pipeline import Unreadable, evaluation_stream
 from keras_stss.data.workers import distribute_shard, gather, sum_arrays, workers
-from keras_stss.evaluation.metrics import mean_scores, summarize
+from keras_stss.evaluation.forward import Forward
+from keras_stss.evaluation.metrics import summarize
 from keras_stss.evaluation.protocols import DEFAULT, PROTOCOLS
 
 
@@ -20,9 +21,8 @@ class Scorer:
     """
 
     def __init__(self, model, strategy=None):
-        self.strategy = strategy or tf.distribute.get_strategy()
-        self._forward = tf.function(lambda frames: model(frames, training=False), reduce_retracing=True)
-        self._forward_views = tf.function(lambda *arguments: _some_views(model, *arguments), reduce_retracing=True)
+        self._forward = Forward(model, strategy)
+        self.strategy = self._forward.strategy
 
     def score(self, clips, data, batch_size, progress=None, *, protocol=None, change=None):
         """Scores clips; of several workers, each reads its part, and all get all scores.
@@ -46,9 +46,9 @@ class Scorer:
             DataError: where too many clips, or all, cannot be read.
         """
         protocol = protocol or PROTOCOLS[DEFAULT]
-        replicas, views = self.strategy.num_replicas_in_sync, protocol.views.views
-        rows = -(-max(batch_size // views, 1) // replicas) * replicas
-        together = _part(views, max(batch_size // rows, 1))
+        views = protocol.views.views
+        rows = self._forward.rows(batch_size, views)
+        together = max(batch_size // rows, 1)
         unreadable = Unreadable(clips, data.max_unreadable)
 
         def stream(shard=None):
@@ -58,7 +58,7 @@ class Scorer:
             return found if change is None else _changed(found, change, views)
 
         def forward(frames):
-            return self._logits(frames) if views == 1 else self._mean_logits(frames, views, together, protocol.average)
+            return self._forward(frames, protocol, together)
 
         if workers(self.strategy)[1] > 1:
             indices, logits = self._score_with_others(clips, stream, rows, forward, unreadable, progress)
@@ -72,7 +72,7 @@ class Scorer:
         indices, logits, done = [], [], 0
         with unreadable.explained():
             for batch in batches:
-                for index, part in zip(self._local(batch["index"]), forward(batch["frames"])):
+                for index, part in zip(self._forward.local(batch["index"]), forward(batch["frames"])):
                     known = index.numpy() >= 0
                     indices.append(index.numpy()[known])
                     logits.append(part[known])
@@ -80,20 +80,6 @@ class Scorer:
                 if progress:
                     progress(done)
         return np.concatenate(indices), np.concatenate(logits)
-
-    def _logits(self, frames):
-        """Logits of a batch, an array for each of this worker's replicas."""
-        return [part.numpy() for part in self._local(self.strategy.run(self._forward, args=(frames,)))]
-
-    def _mean_logits(self, frames, views, together, average):
-        """The same of clips with several views, of which some go through the model together."""
-        parts = []
-        for first in range(0, views, together):
-            arguments = (frames, tf.constant(first), together)
-            found = self._local(self.strategy.run(self._forward_views, args=arguments))
-            parts.append([part.numpy() for part in found])  # (B, together, K) each
-        of_replicas = (np.concatenate(replica, axis=1) for replica in zip(*parts))
-        return [mean_scores(logits, average, axis=1).astype(np.float32) for logits in of_replicas]
 
     def _score_with_others(self, clips, stream, batch_size, forward, unreadable, progress):
         """This worker's part of each batch, and then what all of them found."""
@@ -114,9 +100,6 @@ class Scorer:
         known = np.flatnonzero(table[:, 0])
         return known, table[known, 1:]
 
-    def _local(self, value):
-        return self.strategy.experimental_local_results(value)
-
 
 def evaluate(scorer, clips, labels, data, batch_size, progress=None, *, protocol=None):
     """Figures of a model on clips.
@@ -135,20 +118,6 @@ def evaluate(scorer, clips, labels, data, batch_size, progress=None, *, protocol
     figures = summarize(logits, truth, len(labels))
     figures |= {"clips": len(index), "unreadable": reasons}
     return figures, {"index": index, "label": truth, "logits": logits}
-
-
-def _part(views, most):
-    """The largest part of the views that has no more than ``most``, all parts being of one size."""
-    return next(count for count in range(min(views, most), 0, -1) if views % count == 0)
-
-
-def _some_views(model, frames, first, count):
-    """Logits (B, count, K) of some of the views of frames (B, V, T, H, W, 3)."""
-    zero = tf.zeros_like(first)
-    part = tf.slice(frames, tf.stack([zero, first, zero, zero, zero, zero]), [-1, count, -1, -1, -1, -1])
-    part = tf.reshape(part, [-1, *frames.shape[2:]])  # (B·count, T, H, W, 3)
-    logits = model(part, training=False)
-    return tf.reshape(logits, [-1, count, logits.shape[-1]])
 
 
 def _changed(stream, change, views):
