@@ -140,6 +140,8 @@ summary { cursor: pointer }
 @media (max-width: 600px) {
   body { padding: 0 1rem 3rem }
   th, td { padding-right: .8rem }
+  td:not(.n) { min-width: 6.5rem }
+  h1 { font-size: 1.35rem }
   .beside { grid-template-columns: minmax(0, 1fr) }
   dl.pairs { grid-template-columns: 1fr; gap: 0 }
   dl.pairs dd { margin-bottom: .4rem }
@@ -192,7 +194,7 @@ def element(name, *parts, **attributes):
             without a value; None and False leave it out.
     """
     texts = [_attribute(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items()]
-    end = "" if name in ("img", "br", "input", "meta") else f"{escape(parts)}</{name}>"
+    end = "" if name in ("img", "br", "input", "meta", "wbr") else f"{escape(parts)}</{name}>"
     return Markup(f"<{name}{''.join(texts)}>{end}")
 
 
@@ -202,7 +204,7 @@ def _attribute(key, value):
     return f" {key}" if value is True else f' {key}="{escape(value)}"'
 
 
-def page(title, sections, subtitle="", script="", style=""):
+def page(title, sections, subtitle="", script="", style="", contents=True):
     """A whole page.
 
     Args:
@@ -211,6 +213,7 @@ def page(title, sections, subtitle="", script="", style=""):
         subtitle: text or Markup below the title.
         script: JavaScript that stands in the page, for example :data:`SORTING`; without it the page must work, too.
         style: CSS that comes after that of all pages.
+        contents: whether links lead to the sections, where there are more than three.
 
     Returns:
         The HTML text, to be written as UTF-8.
@@ -218,7 +221,7 @@ def page(title, sections, subtitle="", script="", style=""):
     sections = [each for each in sections if each is not None]
     names = _anchors([each.heading for each in sections])
     body = [element("h1", title), element("div", subtitle, class_="soft") if subtitle else Markup()]
-    if len(sections) > _SECTIONS_TO_LIST:
+    if contents and len(sections) > _SECTIONS_TO_LIST:
         links = [element("a", each.heading, href=f"#{name}") for name, each in zip(names, sections)]
         body.append(element("nav", *links, aria_label="Sections"))
     for name, each in zip(names, sections):

@@ -6,12 +6,24 @@ import os
 import re
 import sys
 
-from keras_stss.cli import bench, convert, cost, evaluate, export, predict, prepare, robustness, train, visualize
+from keras_stss.cli import (
+    bench,
+    convert,
+    cost,
+    evaluate,
+    export,
+    predict,
+    prepare,
+    report,
+    robustness,
+    train,
+    visualize,
+)
 from keras_stss.cli.codes import INTERRUPTED, MENDABLE
 
 #: The commands, in the order of --help. A module imports what it needs only when its command runs, so that a bad config
 #: fails before TensorFlow has loaded.
-COMMANDS = (train, prepare, evaluate, robustness, predict, visualize, export, convert, cost, bench)
+COMMANDS = (train, prepare, evaluate, robustness, report, predict, visualize, export, convert, cost, bench)
 
 
 def main(arguments=None):

@@ -1,25 +1,17 @@
 """What :mod:`keras_stss.data.prepare` found, as text, JSON and one HTML page that needs no other file."""
 
-import base64
-import html
 import json
 import os
 from pathlib import Path
 
-_SHOWN = 200  # places listed on the page; the JSON file has all
+from keras_stss import pages
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }}
-table {{ border-collapse: collapse }} td, th {{ padding: .15em .8em .15em 0; text-align: left; vertical-align: top }}
-td.n {{ text-align: right; font-variant-numeric: tabular-nums }}
-.bar {{ background: #47a; height: .8em; display: inline-block }} .bad {{ color: #a20 }}
-.strip img {{ height: 108px; margin: 0 2px 2px 0 }} .strip p {{ margin: .8em 0 .2em }}
-.histogram {{ display: flex; align-items: flex-end; height: 90px; max-width: 40em }}
-.histogram i {{ background: #47a; flex: 1; margin-right: 1px }} li {{ overflow-wrap: anywhere }}
-</style></head><body>
-{body}
-</body></html>
+_SHOWN = 200  # places listed on the page; the JSON file has all
+_STYLE = """
+.bar { background: var(--c0); height: .8em; display: inline-block }
+.strip img { height: 108px; display: inline-block; margin: 0 2px 2px 0 }
+.histogram { display: flex; align-items: flex-end; height: 90px; max-width: 40em }
+.histogram i { background: var(--c0); flex: 1; margin-right: 1px }
 """
 
 
@@ -69,49 +61,46 @@ def summary_lines(report):
 
 def page(report, strips):
     """The HTML page."""
-    title = f"{report['format']} in {report['root']}"
-    parts = [f"<h1>{_text(title)}</h1>", _overview(report)]
-    parts += [f"<p class=bad>{_text(text)}</p>" for text in report["warnings"]]
-    if strips:
-        parts.append("<h2>Sample clips</h2>")
-        parts += [_strip(*strip) for strip in strips]
-    for name, unit in (("frames", "frames"), ("seconds", "seconds")):
-        if report[name]:
-            parts.append(f"<h2>Length in {unit}</h2>" + _histogram(report[name]))
-    parts.append(_problems(report))
-    parts.append("<h2>Classes</h2>" + _classes(report["labels"]))
-    return _PAGE.format(title=_text(title), body="\n".join(parts))
+    histograms = [
+        pages.section(f"Length in {unit}", *_histogram(report[name]))
+        for name, unit in (("frames", "frames"), ("seconds", "seconds"))
+        if report[name]
+    ]
+    samples = [pages.section("Sample clips", *(_strip(*strip) for strip in strips))] if strips else []
+    sections = [_overview(report), *samples, *histograms, *_problems(report), _classes(report["labels"])]
+    return pages.page(f"{report['format']} in {report['root']}", sections, style=_STYLE, contents=False)
 
 
 def _overview(report):
+    looked_at = {"files": "files", "packets": "header, packets, first frame", "frames": "every frame"}
     rows = [
         ("training clips", report["clips"]["train"]),
         ("validation clips", report["clips"]["validation"]),
         ("classes", len(report["labels"])),
         ("missing", len(report["missing"])),
         ("unreadable", len(report["unreadable"])),
-        ("looked at", {"files": "files", "packets": "header, packets, first frame", "frames": "every frame"}),
+        ("looked at", looked_at[report["depth"]]),
     ]
-    rows[-1] = (rows[-1][0], rows[-1][1][report["depth"]])
     for name in ("sizes", "rates", "codecs"):
         if report[name]:
             rows.append((name, ", ".join(f"{text}: {count}" for text, count in report[name].items())))
-    return "<table>" + "".join(f"<tr><th>{name}<td>{_text(value)}" for name, value in rows) + "</table>"
+    warnings = [pages.element("p", text, class_="bad") for text in report["warnings"]]
+    return pages.section("Overview", pages.pairs(rows), *warnings)
 
 
 def _strip(place, label, pictures):
-    images = "".join(
-        f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}">' for picture in pictures
-    )
-    return f"<div class=strip><p><b>{_text(label)}</b> {_text(place)}</p>{images}</div>"
+    images = [pages.element("img", alt="", src=pages.data_uri(picture)) for picture in pictures]
+    caption = pages.element("p", pages.element("b", label), f" {place}")
+    return pages.element("div", caption, *images, class_="strip")
 
 
 def _histogram(figures):
     counts = figures["histogram"]["counts"]
-    bars = "".join(f'<i style="height:{100 * count / max(counts):.1f}%" title="{count}"></i>' for count in counts)
-    return (
-        f"<div class=histogram>{bars}</div><p>{figures['least']:.4g} to {figures['most']:.4g}, "
-        f"median {figures['median']:.4g}, mean {figures['mean']:.4g}, {figures['total']:.6g} in all</p>"
+    bars = [pages.element("i", style=f"height: {100 * count / max(counts):.1f}%", title=count) for count in counts]
+    yield pages.element("div", *bars, class_="histogram")
+    yield (
+        f"{figures['least']:.4g} to {figures['most']:.4g}, median {figures['median']:.4g}, mean {figures['mean']:.4g}, "
+        f"{figures['total']:.6g} in all"
     )
 
 
@@ -124,27 +113,23 @@ def _problems(report):
     if found := report["duplicates"]:
         lists.append(("Same content", ["  =  ".join(group) for group in found["same_content"]]))
         lists.append(("In both lists", found["in_both_lists"]))
-    return "".join(_list(title, texts) for title, texts in lists if texts)
+    return [_list(title, texts) for title, texts in lists if texts]
 
 
 def _list(title, texts):
-    rest = f"<li>and {len(texts) - _SHOWN} more, in report.json" if len(texts) > _SHOWN else ""
-    return (
-        f"<h2 class=bad>{title} ({len(texts)})</h2><ul>"
-        + "".join(f"<li>{_text(text)}" for text in texts[:_SHOWN])
-        + f"{rest}</ul>"
-    )
+    rest = [f"and {len(texts) - _SHOWN} more, in report.json"] if len(texts) > _SHOWN else []
+    lines = [pages.element("li", text) for text in [*texts[:_SHOWN], *rest]]
+    return pages.section(f"{title} ({len(texts)})", pages.element("ul", *lines))
 
 
 def _classes(labels):
     most = max([row["train"] for row in labels] + [1])
-    rows = "".join(
-        f"<tr><td class=n>{number}<td>{_text(row['label'])}<td class=n>{row['train']}<td class=n>{row['validation']}"
-        f'<td><span class=bar style="width:{12 * row["train"] / most:.2f}em"></span>'
+    rows = [
+        [number, row["label"], row["train"], row["validation"], _bar(row["train"] / most)]
         for number, row in enumerate(labels)
-    )
-    return f"<table><tr><th><th>label<th>training<th>validation<th>{rows}</table>"
+    ]
+    return pages.section("Classes", pages.table(["", "label", "training", "validation", ""], rows))
 
 
-def _text(value):
-    return html.escape(str(value))
+def _bar(share):
+    return pages.element("span", class_="bar", style=f"width: {12 * share:.2f}em")
