@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import keras_stss.export
 from keras_stss.config import ConfigError, dump_config, parse_config
 from keras_stss.data.augment import center_view
-from keras_stss.export import export_run
+from keras_stss.export import export_run, saved_model
 from keras_stss.models.build import build_model, load_model
 
 FRAMES, RESIZE, CROP = 4, (72, 96), 64
@@ -216,8 +215,8 @@ def test_wrong_dtypes_are_named(signatures):
 @pytest.fixture
 def saved_already(report, monkeypatch):
     """For tests of what happens round the saving, which takes its seconds."""
-    monkeypatch.setattr(keras_stss.export, "_save", lambda *arguments: shutil.copytree(report["folder"], arguments[-1]))
-    monkeypatch.setattr(keras_stss.export, "_largest_difference", lambda *_: 0.0)
+    monkeypatch.setattr(saved_model, "_save", lambda *arguments: shutil.copytree(report["folder"], arguments[-1]))
+    monkeypatch.setattr(saved_model, "_largest_difference", lambda *_: 0.0)
 
 
 def test_existing_folders(run_folder, tmp_path, saved_already):
@@ -248,7 +247,7 @@ def test_existing_folders(run_folder, tmp_path, saved_already):
 
 def test_nothing_is_written_where_the_numbers_differ(run_folder, tmp_path, saved_already, monkeypatch):
     for difference in (1e-3, float("inf"), float("nan")):
-        monkeypatch.setattr(keras_stss.export, "_largest_difference", lambda *_, value=difference: value)
+        monkeypatch.setattr(saved_model, "_largest_difference", lambda *_, value=difference: value)
         with pytest.raises(RuntimeError, match="differs from the Keras model"):
             export_run(run_folder, tmp_path / "models" / "1")
         assert not list((tmp_path / "models").iterdir())

@@ -7,17 +7,27 @@ testing, the model and softmax are all in the graph, so that nothing is left for
 import math
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from keras_stss.config import ConfigError
+from keras_stss.config import Config, ConfigError
 from keras_stss.data.augment import center_view
+from keras_stss.export.fold import fold_batch_norm
+from keras_stss.export.place import check_target, size, writing
 from keras_stss.models.build import load_model
-from keras_stss.ops import portable
+from keras_stss.ops import dispatch, native_status, portable
 from keras_stss.training.run import read_run
+
+#: File that every SavedModel has.
+MARKER = "saved_model.pb"
+#: Where a SavedModel with native operations has their library; TensorFlow leaves ``assets.extra`` alone.
+LIBRARY = "assets.extra/keras_stss_native.so"
 
 #: Largest absolute difference allowed between the probabilities of the SavedModel and of the Keras model. The saved
 #: graph fuses operations that run one by one in Keras, and half precision rounds between those: to one part in 2**11
@@ -28,7 +38,7 @@ TOLERANCES = {"float32": 1e-4, "mixed_float16": 1e-2, "mixed_bfloat16": 5e-2}
 _PYTHON_OPERATIONS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
 
-def export_run(run_folder, folder, force=False):
+def export_run(run_folder, folder, force=False, native=False):
     """Writes a run's best model as a SavedModel and checks it against the Keras model.
 
     TensorFlow Serving takes a model from numbered folders, one a version: name ``folder`` accordingly, for example
@@ -39,75 +49,88 @@ def export_run(run_folder, folder, force=False):
 
     Both give ``probabilities`` float32 (batch, K) and ``labels`` string (batch, K), by class index, the same in every
     row. Frames go through the testing view (:func:`keras_stss.data.augment.center_view` with the run's ``data.resize``
-    and ``data.crop``); those that are ``crop`` x ``crop`` already pass unchanged.
+    and ``data.crop``); those that are ``crop`` x ``crop`` already pass unchanged. Batch normalisation is folded.
 
     Args:
         run_folder: a run directory with best.keras.
         folder: where to write; its parents are made. It appears only once the model is whole and checked.
         force: replace a SavedModel that is there.
+        native: leave the native operations in the graph, and put their library into ``assets.extra`` (see
+            :data:`LIBRARY`): whoever loads the SavedModel, with the same version of TensorFlow, loads that before it.
 
     Returns:
         dict that JSON can hold: ``folder``; ``precision``; ``max_difference``, the largest absolute difference of
         probabilities from the Keras model, and its bound ``tolerance``; ``signatures``, {name: {"inputs" or "outputs":
         {name: {"tensor", "dtype", "shape"}}}}; ``operations``, the sorted op types of the graph and its functions;
-        ``bytes``, the size of all files.
+        ``library``, of the native operations, or None; ``bytes``, the size of all files.
 
     Raises:
-        ConfigError: where the run or the folder cannot be used.
-        RuntimeError: where the SavedModel does not compute what the Keras model computes, or needs Python or the native
-            library.
+        ConfigError: where the run or the folder cannot be used, and for ``native`` where there is nothing native.
+        RuntimeError: where the SavedModel does not compute what the Keras model computes, or needs Python or, without
+            ``native``, the native library.
     """
     folder = Path(os.path.abspath(folder))
-    _check_target(folder, force)
+    check_target(folder, force, MARKER)  # before what takes its time
+    opened = open_run(run_folder)
+    with writing(folder, force, MARKER) as unfinished:
+        report = write_saved_model(opened, unfinished, native)
+        # Written this way round, a difference that is not a number fails too.
+        if not report["max_difference"] < report["tolerance"]:
+            raise RuntimeError(
+                f"the SavedModel differs from the Keras model by {report['max_difference']:.1e} in probability, "
+                f"more than {report['tolerance']:.0e} ({report['precision']}): nothing was written to {folder}"
+            )
+    if report["library"]:
+        report["library"] = str(folder / LIBRARY)
+    return {"folder": str(folder), **report}
+
+
+class OpenedRun(NamedTuple):
+    """A run that is exported."""
+
+    model: keras.Model
+    config: Config
+    labels: list
+
+
+def open_run(run_folder):
+    """The best model of a run, its config and labels; raises ConfigError where they cannot be read or do not agree."""
     _, config, labels = read_run(run_folder)
     model = load_model(run_folder)
     classes = model.output_shape[-1]
     if classes != len(labels):
         raise ConfigError(f"{run_folder}: labels.json has {len(labels)} labels, but best.keras gives {classes} classes")
-    _make_parents(folder)
-    # Beside the target, so that renaming is atomic; TensorFlow Serving passes over names that are no number.
-    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
-    try:
-        with portable():
-            _save(model, labels, config.data, unfinished)
-        report = {"folder": str(folder), **_describe(unfinished)}
-        in_python = sorted(_PYTHON_OPERATIONS.intersection(report["operations"]))
-        if in_python:
-            raise RuntimeError(f"the exported graph would need this Python process: it holds {', '.join(in_python)}")
-        native = [name for name in report["operations"] if name.startswith("KerasStss>")]
-        if native:
-            raise RuntimeError(f"the exported graph would need keras_stss's native library: {', '.join(native)}")
-        report |= {"precision": config.train.precision, "tolerance": TOLERANCES[config.train.precision]}
-        report["max_difference"] = _largest_difference(model, unfinished, config.data)
-        # Written this way round, a difference that is not a number fails too.
-        if not report["max_difference"] < report["tolerance"]:
-            raise RuntimeError(
-                f"the SavedModel differs from the Keras model by {report['max_difference']:.1e} in probability, "
-                f"more than {report['tolerance']:.0e} ({config.train.precision}): nothing was written to {folder}"
-            )
-        _put_in_place(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return report
+    return OpenedRun(model, config, labels)
 
 
-def _check_target(folder, force):
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ConfigError(f"{folder} exists and is no folder")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not force:
-        raise ConfigError(f"{folder} is not empty: name another folder, or export with force to replace it")
-    if not (folder / "saved_model.pb").is_file():
-        # force replaces an earlier export; it is no licence to delete whatever a mistyped path names.
-        raise ConfigError(f"{folder} holds files but no SavedModel, so force does not replace it: name another folder")
+def write_saved_model(opened, folder, native=False):
+    """What :func:`export_run` does, into a folder that is not there yet; the difference is told, and not judged."""
+    model, config, labels = opened
+    if native and not native_status()["available"]:
+        raise ConfigError(f"native operations cannot be exported: {native_status()['reason']}")
+    with nullcontext() if native else portable():
+        _save(fold_batch_norm(model), labels, config.data, folder)
+    report = _describe(folder)
+    in_python = sorted(_PYTHON_OPERATIONS.intersection(report["operations"]))
+    if in_python:
+        raise RuntimeError(f"the exported graph would need this Python process: it holds {', '.join(in_python)}")
+    own = [name for name in report["operations"] if name.startswith("KerasStss>")]
+    if own and not native:
+        raise RuntimeError(f"the exported graph would need keras_stss's native library: {', '.join(own)}")
+    if native and not own:
+        raise ConfigError("this model has no operation that runs natively: export it without native")
+    if native:
+        (folder / LIBRARY).parent.mkdir()
+        shutil.copyfile(dispatch.native_library(), folder / LIBRARY)
+    report |= {"library": LIBRARY if native else None, "bytes": size(folder)}
+    report |= {"precision": config.train.precision, "tolerance": TOLERANCES[config.train.precision]}
+    return report | {"max_difference": _largest_difference(model, folder, config.data)}
 
 
-def _make_parents(folder):
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder.parent} cannot be made: {error.strerror}") from None
+def load_saved_model(folder):
+    """A function from frames uint8 (batch, T, H, W, 3) to probabilities; native operations are in this process."""
+    signature = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    return lambda frames: signature(frames=tf.constant(frames))["probabilities"].numpy()
 
 
 def _save(model, labels, data, folder):
@@ -217,7 +240,7 @@ def _largest_difference(model, folder, data):
 
 
 def _describe(folder):
-    """Signatures, op types and size of a SavedModel, as plain values."""
+    """Signatures and op types of a SavedModel, as plain values."""
     saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     (meta_graph,) = saved.meta_graphs
     library = meta_graph.graph_def.library.function
@@ -231,7 +254,6 @@ def _describe(folder):
     return {
         "signatures": signatures,
         "operations": sorted({node.op for node in nodes} - functions),
-        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     }
 
 
@@ -244,13 +266,3 @@ def _describe_tensors(tensors):
         }
         for name, tensor in sorted(tensors.items())
     }
-
-
-def _put_in_place(unfinished, folder):
-    if not folder.is_dir():
-        os.replace(unfinished, folder)
-        return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    os.replace(folder, old)
-    os.replace(unfinished, folder)
-    shutil.rmtree(old)
