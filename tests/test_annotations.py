@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import pytest
 
 from keras_stss.config import DataConfig
 from keras_stss.data.annotations import DataError, groups, natural_key, read_annotations
+from keras_stss.data.annotations.data_set import Clip, DataSet
 
 LABELS = ["Holding something", "Pushing something from left to right"]
 LABEL_LINES = "\n".join(LABELS)
@@ -328,3 +330,18 @@ class TestClips:
 def test_natural_order():
     assert sorted(["f10", "f2", "f1", "f01", "g"], key=natural_key) == ["f01", "f1", "f2", "f10", "g"]
     assert sorted(["9" * 5000, "10"], key=natural_key)[0] == "10"
+
+
+def test_the_digest_is_of_names_parts_and_labels():
+    """Not of where the files lie: a run may go on with a copy of the set elsewhere."""
+    clips = [Clip("a", "/x/a.mp4", 0, "video", start=1.0), Clip("b", "/x/b.mp4", 1, "video", frames=(0, 9))]
+    base = DataSet(clips, clips[:1], ["x", "y"]).digest()
+
+    def changed(**values):
+        return DataSet([dataclasses.replace(clips[0], **values), clips[1]], clips[:1], ["x", "y"]).digest()
+
+    assert changed(path="/y/a.mp4") == base
+    others = [changed(id="c"), changed(label=1), changed(start=None), changed(end=2.0), changed(frames=(0, 9))]
+    others += [DataSet(*lists, ["x", "y"]).digest() for lists in ((clips[::-1], clips[:1]), (clips, clips[1:]))]
+    others.append(DataSet(clips, clips[:1], ["y", "x"]).digest())
+    assert len({base, *others}) == 9

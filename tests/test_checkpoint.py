@@ -269,6 +269,17 @@ def test_a_torn_last_line_is_repaired(tmp_path, caplog, torn):
         run.rows()
 
 
+def test_a_best_model_of_a_line_that_is_dropped_is_told(tmp_path, caplog):
+    run = Run(tmp_path)
+    for epoch, best in ((1, 1), (2, 1), (3, 3)):
+        run.add_row({"epoch": epoch, "best_epoch": best})
+    run.keep_rows(3)
+    assert not caplog.text
+    run.keep_rows(2)
+    assert "best.keras is of epoch 3, which is trained again; it stays until" in caplog.text
+    assert [row["epoch"] for row in run.rows()] == [1, 2]
+
+
 def test_the_best_of_a_metric():
     assert is_better("top1", 0.0, None) and is_better("loss", 9.0, None) and is_better("loss", float("nan"), None)
     for metric in ("top1", "top5", "mean_class"):

@@ -209,7 +209,7 @@ def test_a_worker_that_has_ended_for_good_is_not_waited_for(addresses, ended):
 WORKER = """
 import os, signal, sys, time
 from keras_stss.config import TrainConfig
-from keras_stss.training.supervise import LOST, restarted, supervise
+from keras_stss.training.supervise import LOST, all_end, restarted, supervise
 folder, what = sys.argv[1:]
 code = supervise(TrainConfig(restarts=2))
 if code is not None:
@@ -222,6 +222,9 @@ if what == "signal":
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(143))
     print("ready", flush=True)
     time.sleep(60)
+if what == "shared":
+    all_end()
+    sys.exit(2)
 if what == "twice" and count == 2:
     sys.exit(0)
 if what == "kill":
@@ -262,6 +265,23 @@ def test_signals_reach_the_worker_and_it_is_not_started_again(tmp_path):
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=30)
     assert process.returncode == 143
+    assert len(attempts(tmp_path)) == 1
+
+
+def test_a_signal_that_comes_too_early_asks_to_stop_all_the_same(tmp_path):
+    process = supervisor(tmp_path, "wait")
+    while not list(tmp_path.iterdir()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+
+
+def test_workers_that_end_by_the_same_take_no_farewell(tmp_path):
+    """Otherwise the supervisor would try for two minutes to tell the other one, which is not there."""
+    process = supervisor(tmp_path, "shared")
+    process.communicate(timeout=60)
+    assert process.returncode == 2
     assert len(attempts(tmp_path)) == 1
 
 

@@ -33,7 +33,7 @@ from keras_stss.training.distribute import (
     average_statistics, broadcast, components, from_chief, gather, is_chief, make_strategy, spread_seeds, workers)
 from keras_stss.training.groups import parameter_groups
 from keras_stss.training.optimizer import MomentumSGD
-from keras_stss.training.step import make_step
+from keras_stss.training.step import Figures, make_step
 
 path, folder = sys.argv[1:]
 config = load_config(path)
@@ -83,7 +83,7 @@ def steps(strategy, name, **settings):
     figures = []
     for batch in strategy.experimental_distribute_dataset(data):
         result = step(batch, tf.constant(0.01), tf.constant(0.0))
-        figures.append([float(result[key]) for key in ("loss", "correct", "norm", "updated")])
+        figures.append(Figures.read(result)[:4])
     report[name] = figures
     learned = {id(v) for v in model.trainable_variables}
     np.savez(os.path.join(folder, name + ".npz"), **{
@@ -130,16 +130,16 @@ report["seeds"] = [np.asarray(copy).tolist() for copy in components(dropping.non
 
 # --- whole runs
 def train(name, stop=None):
-    whole = loop._Training._one_step
+    whole = loop.Training._one_step
     def one_step(training, batch, progress):
         if training.state["step"] == stop:
             raise KeyboardInterrupt
         whole(training, batch, progress)
-    loop._Training._one_step = one_step
+    loop.Training._one_step = one_step
     try:
         return main(["train", "--config", path, f"train.run={os.path.join(folder, name)}"])
     finally:
-        loop._Training._one_step = whole
+        loop.Training._one_step = whole
 
 report["codes"] = [train("whole"), train("stopped", stop=7), train("stopped")]
 
@@ -271,7 +271,7 @@ def test_a_whole_run_and_its_continuation(report, folder):
     whole, stopped = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs)
     assert [row["epoch"] for row in whole] == [1, 2]
     for row, other in zip(whole, stopped, strict=True):
-        for key in ("clips_per_second", "wait_share"):
+        for key in ("clips_per_second", "wait_share", "board_share"):
             del row[key], other[key]
         assert other == pytest.approx(row, rel=1e-5)
     first, second = (np.load(run / "checkpoints" / "step-00000010.npz") for run in runs)

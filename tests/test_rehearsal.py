@@ -75,7 +75,7 @@ def test_two_steps_of_everything(rehearse, tmp_path):
 class NoMemory:
     """A training whose first step does not fit."""
 
-    def __init__(self, *_):
+    def __init__(self, *_, **__):
         self.step = self.model = None
 
     def go(self):
@@ -87,7 +87,7 @@ def test_what_goes_wrong_is_told_and_leaves_nothing(rehearse, tmp_path, monkeypa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").write_text("kept")
     monkeypatch.setattr(rehearsal._Rehearsal, "_tell_model", lambda *_: None)
-    monkeypatch.setattr(rehearsal.loop, "_Training", NoMemory)
+    monkeypatch.setattr(rehearsal, "Training", NoMemory)
     with pytest.raises(ConfigError, match=r"a step of 4 clips does not fit .*shape.512.* train.accumulate=2 "):
         rehearse()
 

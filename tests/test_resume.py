@@ -27,12 +27,12 @@ from keras_stss.training import checkpoint, loop
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have been told to ignore it
 
 def stop_before_step(step, number):
-    whole = loop._Training._one_step
+    whole = loop.Training._one_step
     def one_step(training, batch, progress):
         if training.state["step"] == step:
             os.kill(os.getpid(), number)
         whole(training, batch, progress)
-    loop._Training._one_step = one_step
+    loop.Training._one_step = one_step
 
 def kill_in_the_middle_of_saving(step):
     def write_array(archive, name, array):
@@ -122,7 +122,7 @@ def arrays(path):
 
 def rows(run, *without):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    without += ("clips_per_second", "wait_share")
+    without += ("clips_per_second", "wait_share", "board_share")
     return [{key: value for key, value in row.items() if key not in without} for row in lines]
 
 
@@ -130,7 +130,9 @@ def progress_of(content):
     """What a checkpoint says of the run's place, without the seconds that it took; takes it out of the arrays."""
     progress = json.loads(content.pop("progress").tobytes())
     progress.pop("best", None)  # of earlier versions
-    progress["sums"] = {key: value for key, value in progress["sums"].items() if key not in ("seconds", "waited")}
+    progress["sums"] = {
+        key: value for key, value in progress["sums"].items() if key not in ("seconds", "waited", "board")
+    }
     return progress
 
 

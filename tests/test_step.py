@@ -11,7 +11,7 @@ from keras_stss.training.batch_norm import prepare_batch_norm, statistics
 from keras_stss.training.groups import parameter_groups
 from keras_stss.training.losses import cross_entropy, twins
 from keras_stss.training.optimizer import MomentumSGD
-from keras_stss.training.step import make_step
+from keras_stss.training.step import Figures, make_step
 
 BATCH, CLASSES = 4, 3
 
@@ -38,15 +38,14 @@ class Trained:
         self.figures = [self.go() for _ in range(steps)]
 
     def go(self, rate=0.05):
-        figures = self.step(self.batch, tf.constant(rate), tf.constant(0.0))
-        return {name: value.numpy() for name, value in figures.items()}
+        return Figures.read(self.step(self.batch, tf.constant(rate), tf.constant(0.0)))
 
     def weights(self):
         return {variable.path: variable.numpy() for variable in self.model.trainable_variables}
 
     @property
     def losses(self):
-        return [float(figures["loss"]) for figures in self.figures]
+        return [figures.loss for figures in self.figures]
 
 
 def clips(views=None, seed=0):
@@ -97,7 +96,7 @@ def test_half_precision_stays_in_a_band_round_float32(plain, precision, band):
     half = Trained(precision=precision)
     assert half.losses == pytest.approx(plain.losses, rel=band)
     assert plain.losses[-1] < 0.95 * plain.losses[0]  # it learns, so the losses are no constants
-    assert all(figures["updated"] for figures in half.figures)
+    assert all(figures.updated for figures in half.figures)
 
 
 def test_the_figures_of_a_step_are_those_of_its_clips():
@@ -107,10 +106,10 @@ def test_the_figures_of_a_step_are_those_of_its_clips():
     logits = model(trained.batch["frames"], training=False)
     losses = cross_entropy(logits, trained.batch["label"], 0.1)
     (figures,) = trained.figures
-    assert figures["loss"] == pytest.approx(float(tf.reduce_mean(losses)), rel=1e-5)
-    assert figures["correct"] == np.sum(np.argmax(logits, -1) == trained.batch["label"].numpy())
-    assert figures["stop"] == 0.0
-    assert trained.step(trained.batch, tf.constant(0.0), tf.constant(1.0))["stop"] == 1.0
+    assert figures.loss == pytest.approx(float(tf.reduce_mean(losses)), rel=1e-5)
+    assert figures.correct == np.sum(np.argmax(logits, -1) == trained.batch["label"].numpy())
+    assert figures.stop == 0.0
+    assert Figures.read(trained.step(trained.batch, tf.constant(0.0), tf.constant(1.0))).stop == 1.0
 
 
 def test_blended_clips_have_blended_labels():
@@ -143,12 +142,12 @@ def test_a_step_without_a_finite_gradient_changes_nothing():
     kernel = trained.model.trainable_variables[0]
     value = kernel.numpy()
     kernel.assign(np.full_like(value, np.inf))
-    assert not trained.go()["updated"]
+    assert not trained.go().updated
     kernel.assign(value)
     for variable, old in zip(trained.model.variables, before, strict=True):
         if "seed_generator" not in variable.path:
             np.testing.assert_array_equal(variable.numpy(), old, err_msg=variable.path)
-    assert trained.go()["updated"]
+    assert trained.go().updated
 
 
 def test_a_batch_that_cannot_be_cut_in_parts_is_refused():

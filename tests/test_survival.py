@@ -76,8 +76,8 @@ def watch(run, happening):
         moment("evaluation")
         return evaluation(*arguments[:-1], counted)
 
-    step, whole, evaluation = loop._Training._one_step, checkpoint._Hashed.write, loop.evaluate
-    loop._Training._one_step, checkpoint._Hashed.write, loop.evaluate = one_step, write, evaluate
+    step, whole, evaluation = loop.Training._one_step, checkpoint._Hashed.write, loop.evaluate
+    loop.Training._one_step, checkpoint._Hashed.write, loop.evaluate = one_step, write, evaluate
     sys.addaudithook(seen)
 
 def child(command, run, happening, report):
@@ -185,7 +185,9 @@ def survive(driver, command, run, moments, rng, happenings):
 
 def rows(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: row[key] for key in row if key not in ("clips_per_second", "wait_share")} for row in lines]
+    return [
+        {key: row[key] for key in row if key not in ("clips_per_second", "wait_share", "board_share")} for row in lines
+    ]
 
 
 def arrays(run):

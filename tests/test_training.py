@@ -64,7 +64,9 @@ def test_a_line_of_metrics_an_epoch(trained_run):
         assert row["unreadable"] == row["val_unreadable"] == 0
         assert 0 <= row["train_top1"] <= 1
         assert row["clips_per_second"] > 0
+        assert 0 < row["wait_share"] < 1 and row["board_share"] > 0
         assert all(math.isfinite(value) for value in row.values())
+    assert lines[1]["board_share"] > lines[0]["board_share"]  # pictures, and no compilation of a step beside them
     tops = [row["val_top1"] for row in lines]
     assert lines[-1]["best_epoch"] == tops.index(max(tops)) + 1
 
@@ -180,7 +182,7 @@ def test_a_run_starts_from_another_with_other_classes(trained_run, clip_set, own
         started.update({variable.path: variable.numpy() for variable in training.model.variables})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop._Training, "_run_epochs", look)
+    monkeypatch.setattr(loop.Training, "_run_epochs", look)
     path = recipe(own_set, **{"model.init": str(trained_run)})
     assert train(path) == 130
     source = {variable.path: variable.numpy() for variable in load_model(trained_run).variables}
@@ -198,7 +200,7 @@ def test_a_run_starts_from_another_with_other_classes(trained_run, clip_set, own
 def test_a_start_from_nowhere_is_told_and_can_be_mended(recipe, trained_run, tmp_path, capsys, monkeypatch):
     path = recipe(**{"model.init": str(tmp_path / "typo")})
     refused(capsys, train(path), "no run directory or .keras file at")
-    monkeypatch.setattr(loop._Training, "_run_epochs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(loop.Training, "_run_epochs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert train(path, f"model.init={trained_run}") == 130  # the folder is not taken by a run that never began
 
 
@@ -272,7 +274,7 @@ def test_a_half_precision_run_that_never_recovers_ends(recipe, capsys, monkeypat
 def check(precision, bad_steps=0, **changes):
     """The verdict on one step, without a model."""
     values = {"loss": 1.0, "updated": True, **changes}
-    training = object.__new__(loop._Training)
+    training = object.__new__(loop.Training)
     training.config = parse_config({"data": {"format": "something_v2", "root": "x"}, "train": {"precision": precision}})
     training.bad_steps = bad_steps
     training.checkpoints = type("None yet", (), {"files": lambda self: []})()

@@ -9,6 +9,9 @@ from keras_stss.config.section import Positive, Section
 Amount = Annotated[float, Field(ge=0.0)]
 
 
+_GAMMA = 0.1
+
+
 class ScheduleConfig(Section):
     """Learning rate over the epochs."""
 
@@ -16,7 +19,7 @@ class ScheduleConfig(Section):
     milestones: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="step: epochs after which the rate is multiplied by gamma"
     )
-    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.1, description="step: the factor")
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = Field(_GAMMA, description="step: the factor")
     warmup_epochs: Annotated[float, Field(ge=0.0)] = Field(
         0.0, description="linear rise from zero over the first epochs"
     )
@@ -25,6 +28,8 @@ class ScheduleConfig(Section):
     def _step_needs_milestones(self):
         if self.kind == "cosine" and self.milestones:
             raise ValueError("milestones belong to kind 'step'")
+        if self.gamma != _GAMMA and not self.milestones:
+            raise ValueError(f"gamma is the factor at milestones, of which there are none. Received: {self.gamma}")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise. Received: {list(self.milestones)}")
         return self
@@ -107,7 +112,8 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     strategy: Literal["auto", "one", "mirrored", "multi_worker"] = Field(
         "auto",
-        description="auto: multi_worker where a cluster is described, mirrored where there is more than one GPU",
+        description="auto: multi_worker where a cluster is described, mirrored where there is more than one GPU or "
+        "logical_cpus",
     )
     cluster: Literal["auto", "tf_config", "slurm", "kubernetes"] = Field(
         "auto", description="multi_worker: who knows the addresses (auto: TF_CONFIG, else Slurm, else Kubernetes)"
@@ -117,8 +123,8 @@ class TrainConfig(Section):
     )
     wait: Positive = Field(600, description="multi_worker: seconds to wait for the other workers")
     devices: tuple[str, ...] = Field((), description="mirrored: devices such as GPU:0, GPU:1 (default: all there are)")
-    logical_cpus: Positive = Field(
-        1, description="split the CPU into this many logical devices (to try several devices without GPUs)"
+    logical_cpus: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1, description="mirrored: split the CPU into this many devices, and use them (to try several without GPUs)"
     )
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     xla: bool = Field(False, description="compile each device's part of a step with XLA")
@@ -135,6 +141,10 @@ class TrainConfig(Section):
     def _fits(self):
         if self.strategy == "one" and self.devices:
             raise ValueError("devices belong to strategy 'mirrored'")
+        if self.strategy == "one" and self.logical_cpus > 1:
+            raise ValueError(f"logical_cpus belongs to strategy 'mirrored'. Received: {self.logical_cpus} with 'one'")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead along the momentum, which is 0: set nesterov to false")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 "batch_size must be a multiple of accumulate. Received: "

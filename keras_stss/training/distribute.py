@@ -71,9 +71,9 @@ def make_strategy(train):
         return _multi_worker(train, cluster)
     if train.logical_cpus > 1:
         _split_cpu(train.logical_cpus)
-    gpus = tf.config.list_logical_devices("GPU")
-    mirrored = train.strategy == "mirrored" or train.devices or (train.strategy != "one" and len(gpus) > 1)
-    if not mirrored:
+    gpus = tf.config.list_logical_devices("GPU") if train.logical_cpus == 1 else []
+    several = len(gpus) > 1 or train.logical_cpus > 1
+    if train.strategy != "mirrored" and not train.devices and (train.strategy == "one" or not several):
         return tf.distribute.get_strategy()
     devices = train.devices or tuple(
         device.name.removeprefix("/device:") for device in gpus or tf.config.list_logical_devices("CPU")
@@ -195,6 +195,7 @@ def _lost_workers_told():
         # What was lost, between where in the graph it was missed and how to debug TensorFlow.
         reason = str(error.message).partition("aborted by")[2] or str(error.message)
         task = re.search(r"/job:worker/(?:replica:\d+/)?task:(\d+)", reason)
+        log.info("what TensorFlow says of the lost worker: %.300s", " ".join(reason.split()).strip(" :"))
         raise WorkerLost(f"{f'worker {task[1]}' if task else 'a worker'} of the job has gone") from error
 
 

@@ -45,7 +45,7 @@ from keras_stss.training.pictures import draw
 from keras_stss.training.preempt import Preempted, Preemption
 from keras_stss.training.progress import ProgressLine
 from keras_stss.training.run import Run, is_better
-from keras_stss.training.step import make_step
+from keras_stss.training.step import Figures, make_step
 from keras_stss.training.summary import plot_run
 from keras_stss.training.supervise import restarted
 
@@ -76,7 +76,7 @@ def train(config, name, stream=sys.stdout):
             after a signal to stop, once the state is saved. WorkerLost: where another worker has gone.
     """
     folder = Path(config.train.run or Path("runs") / name)
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     strategy = make_strategy(config.train)
     with lost_workers_told(strategy):
         if config.data.holdout == "each":
@@ -99,8 +99,8 @@ def _train_each(config, folder, stream, strategy):
     return results
 
 
-def _with_absolute_paths(config):
-    """The config as its run keeps it: a run is evaluated and continued from any working directory."""
+def with_absolute_paths(config):
+    """The config as its run keeps it, so that a run is evaluated and continued from any working directory."""
     data = config.data.model_copy(update={"root": storage.absolute(config.data.root)})
     members = tuple(_with_absolute_files(member) for member in config.model.ensemble)
     model = _with_absolute_files(config.model).model_copy(update={"ensemble": members})
@@ -117,19 +117,27 @@ def _train_one(config, folder, stream, strategy):
         preemption = stack.enter_context(Preemption())
         data_set = read_annotations(config.data)
         run = Run(folder)
-        _check_same_data(strategy, data_set)
-        _on_chief(strategy, lambda: stack.enter_context(run.claimed()))
+        check_same_data(strategy, data_set)
+        on_chief(strategy, lambda: stack.enter_context(run.claimed()))
         # A worker that was started again goes on, whatever the user wants of a new run.
-        _on_chief(strategy, lambda: run.open(config, data_set.labels, "auto" if restarted() else None))
+        on_chief(strategy, lambda: run.open(config, data_set.labels, "auto" if restarted() else None))
         if is_chief(strategy):
             stack.enter_context(run.logged())
         else:
             stream = stack.enter_context(open(os.devnull, "w"))
-        return {"run": str(folder), **_Training(config, data_set, strategy, run, stream, preemption).go()}
+        return {"run": str(folder), **Training(config, data_set, strategy, run, stream, preemption).go()}
 
 
-def _on_chief(strategy, action):
-    """Runs an action on the chief; what is wrong there ends all workers with the same words."""
+def on_chief(strategy, action):
+    """Runs an action on the chief; all workers call this.
+
+    Args:
+        strategy: ``tf.distribute.Strategy``.
+        action: function without arguments.
+
+    Raises:
+        ConfigError: on all workers, with the same words, where the action raised an error that the user can mend.
+    """
     fault = None
     if is_chief(strategy):
         try:
@@ -140,8 +148,8 @@ def _on_chief(strategy, action):
         raise ConfigError(fault)
 
 
-def _check_same_data(strategy, data_set):
-    """All workers must have read the same lists."""
+def check_same_data(strategy, data_set):
+    """Raises ConfigError where the workers have not read the same lists; all of them call this."""
     mine = [len(data_set.train), len(data_set.validation), data_set.labels]
     for number, other in enumerate(gather(strategy, mine)):
         if other != mine:
@@ -151,10 +159,24 @@ def _check_same_data(strategy, data_set):
             )
 
 
-class _Training:
-    """The state of a run in this process."""
+class Training:
+    """A run in this process.
 
-    def __init__(self, config, data_set, strategy, run, stream, preemption=None):
+    Args:
+        config: :class:`keras_stss.config.Config`.
+        data_set: clips and labels, as :func:`keras_stss.data.annotations.read_annotations` gives them.
+        strategy: ``tf.distribute.Strategy``.
+        run: :class:`keras_stss.training.run.Run`, opened.
+        stream: text stream for the progress.
+        preemption: :class:`keras_stss.training.preempt.Preemption`, entered; None looks at no signals.
+        total_steps: where the run ends (default: after ``train.epochs``).
+
+    Attributes:
+        model: the network, before its first step.
+        step: what :func:`keras_stss.training.step.make_step` made; may be wrapped before :meth:`go`.
+    """
+
+    def __init__(self, config, data_set, strategy, run, stream, preemption=None, total_steps=None):
         self.config, self.data_set, self.strategy, self.run, self.stream = config, data_set, strategy, run, stream
         self.is_chief = is_chief(strategy)
         # This worker's part of each batch; None where it is the only worker.
@@ -171,16 +193,17 @@ class _Training:
         self.scorer = Scorer(self.model, strategy)
         self.unreadable = Unreadable(data_set.train, config.data.max_unreadable)
         self.steps_per_epoch = math.ceil(len(data_set.train) / config.train.batch_size)
-        self.total_steps = self.steps_per_epoch * config.train.epochs
+        self.total_steps = total_steps or self.steps_per_epoch * config.train.epochs
         self.variables = [*self.model.variables, *self.optimizer.variables]
         self.checkpoints = Checkpoints(run.checkpoints, self.variables, config.train.keep_checkpoints)
         # `sums` are those of the epoch so far; `position` is the stream's next clip.
         self.state = {"clips": len(data_set.train), "step": 0, "position": 0, "sums": _nothing()}
         self.preemption = preemption or Preemption()
-        self.pending = []  # results of steps that were started and not yet looked at
+        self.pending = []  # steps that were started and not yet looked at
         self.bad_steps, self.stops, self.best, self.batch = 0, False, None, None
 
     def go(self):
+        """Trains to the end, from the newest checkpoint where there is one; returns the last line of metrics.jsonl."""
         restored = self._restore()
         if restored:
             log.info("continuing at step %d of %d", self.state["step"], self.total_steps)
@@ -219,7 +242,7 @@ class _Training:
     def _restore(self):
         """Takes up the newest checkpoint, which the chief alone needs to see; returns whether there was one."""
         restored = {}
-        _on_chief(self.strategy, lambda: restored.update(self.checkpoints.restore() or {}))
+        on_chief(self.strategy, lambda: restored.update(self.checkpoints.restore() or {}))
         restored = from_chief(self.strategy, restored)
         if restored and restored["clips"] != len(self.data_set.train):
             raise ConfigError(
@@ -282,8 +305,9 @@ class _Training:
             batch = next(batches)
             self.waited = time.monotonic() - began
             self._one_step(batch, progress)
-            self.state["sums"]["seconds"] += time.monotonic() - began
-            self.state["sums"]["waited"] += self.waited
+            sums = self.state["sums"]
+            sums["seconds"] += time.monotonic() - began
+            sums["waited"] += self.waited
             step = self.state["step"]
             ended = step % self.steps_per_epoch == 0
             with progress.pause():
@@ -306,28 +330,28 @@ class _Training:
         """Starts a step, and looks at the one before it, so that a GPU never waits for this process."""
         state, train = self.state, self.config.train
         rate = learning_rate(train, self.steps_per_epoch, state["step"])
-        stop = tf.constant(float(self.preemption.requested), tf.float32)
         if self.board:
             self.board.profile(state["step"] + 1)
+        stop = tf.constant(float(self.preemption.requested), tf.float32)
         figures = self.step(batch, tf.constant(rate, tf.float32), stop)
         state["step"] += 1
-        self.pending.append((state["step"], rate, self.waited, figures))
-        positions = tf.concat(self.strategy.experimental_local_results(batch["position"]), 0).numpy()
-        state["position"] = next_position(state["position"], positions, train.batch_size, self.shard)
+        self.pending.append((state["step"], rate, self.waited, figures, batch["position"]))
         self.batch = batch
         self.stops |= self.preemption.requested and self.shard is None
         if len(self.pending) > 1:
             self._look_at(*self.pending.pop(0), progress)
         self.unreadable.check()
 
-    def _look_at(self, step, rate, waited, figures, progress):
+    def _look_at(self, step, rate, waited, figures, positions, progress):
         """Takes the figures of a step into account."""
-        train, sums = self.config.train, self.state["sums"]
-        loss, norm = float(figures["loss"]), float(figures["norm"])
-        self.stops = self.stops or float(figures["stop"]) > 0
-        self._check(step, loss, bool(figures["updated"]), rate)
-        sums["loss"] += loss if math.isfinite(loss) else 0.0  # a step that loss scaling skips
-        sums["correct"] += int(figures["correct"])
+        state, train = self.state, self.config.train
+        figures, sums = Figures.read(figures), state["sums"]
+        positions = np.concatenate([part.numpy() for part in self.strategy.experimental_local_results(positions)])
+        state["position"] = next_position(state["position"], positions, train.batch_size, self.shard)
+        self.stops = self.stops or figures.stop > 0
+        self._check(step, figures.loss, figures.updated, rate)
+        sums["loss"] += figures.loss if math.isfinite(figures.loss) else 0.0  # a step that loss scaling skips
+        sums["correct"] += int(figures.correct)
         sums["steps"] += 1
         clips = sums["steps"] * train.batch_size
         epoch = min((step - 1) // self.steps_per_epoch + 1, train.epochs)
@@ -336,8 +360,18 @@ class _Training:
             waited,
         )  # fmt: skip
         if self.board:
-            values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
-            self.board.scalars(step, {f"train/{name}": value for name, value in values.items()})
+            values = {"loss": figures.loss, "learning_rate": rate, "gradient_norm": figures.norm}
+            with self._board_time():
+                self.board.scalars(step, {f"train/{name}": value for name, value in values.items()})
+
+    @contextlib.contextmanager
+    def _board_time(self):
+        """Around what TensorBoard takes."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.state["sums"]["board"] += time.monotonic() - began
 
     def _check(self, step, loss, updated, rate):
         """Stops on a loss or gradient that is no number; mixed_float16 skips such steps and shrinks its scale first."""
@@ -373,7 +407,7 @@ class _Training:
             reasons |= part
         self.unreadable.restore(reasons)
         state = self.state | {"unreadable": reasons}
-        _on_chief(self.strategy, lambda: self.checkpoints.save(state["step"], state))
+        on_chief(self.strategy, lambda: self.checkpoints.save(state["step"], state))
 
     def _end_epoch(self, progress):
         """Evaluates, and writes the epoch's line; the checkpoint of its last step is there already."""
@@ -389,14 +423,17 @@ class _Training:
             "wait_share": sums["waited"] / max(sums["seconds"], 1e-9),
             "unreadable": len(self.unreadable.reasons),
         }
-        state["sums"], by_class = _nothing(), None
+        by_class = None
         if epoch % self.config.evaluate.every == 0 or epoch == train.epochs:
             figures, by_class = self._evaluate(epoch, progress)
             row |= figures
-        _on_chief(self.strategy, lambda: self.run.add_row(row))
+        row["board_share"] = sums["board"] / max(sums["seconds"], 1e-9)
+        state["sums"] = _nothing()
+        on_chief(self.strategy, lambda: self.run.add_row(row))
         progress.say(_row_text(row, train.epochs))
         if self.board:
-            self.board.epoch(state["step"], row, by_class)
+            with self._board_time():  # of the next epoch: the line is written
+                self.board.epoch(state["step"], row, by_class)
 
     def _evaluate(self, epoch, progress):
         """(figures for the epoch's line, accuracy of each class)."""
@@ -411,13 +448,14 @@ class _Training:
             value, before = figures[config.train.best], self.best and self.best["value"]
             if config.data.holdout or is_better(config.train.best, value, before):
                 with ordinary(self.model):
-                    _on_chief(self.strategy, lambda: self.run.save_best(self.model))
+                    on_chief(self.strategy, lambda: self.run.save_best(self.model))
                 self.best = {"epoch": epoch, "value": value}
             if self.board and epoch % config.train.board.every == 0:
                 batch = self.batch and {
                     key: self.strategy.experimental_local_results(self.batch[key])[0] for key in self.batch
                 }
-                draw(self.board, self.state["step"], self.model, self.data_set, config, batch, scores)
+                with self._board_time():
+                    draw(self.board, self.state["step"], self.model, self.data_set, config, batch, scores)
         row = {f"val_{key}": figures[key] for key in ("top1", "top5", "mean_class", "loss", "clips")}
         row |= {"val_unreadable": len(figures["unreadable"]), "best_epoch": self.best["epoch"]}
         return row, class_accuracies(scores["logits"], scores["label"], len(labels))
@@ -436,7 +474,7 @@ class _Training:
 
 def _nothing():
     """The sums of an epoch at its beginning."""
-    return {"loss": 0.0, "correct": 0, "steps": 0, "seconds": 0.0, "waited": 0.0}
+    return {"loss": 0.0, "correct": 0, "steps": 0, "seconds": 0.0, "waited": 0.0, "board": 0.0}
 
 
 def _row_text(row, epochs):
@@ -445,4 +483,5 @@ def _row_text(row, epochs):
         text += f"; validation top-1 {row['val_top1']:.1%}, top-5 {row['val_top5']:.1%}, loss {row['val_loss']:.3f}"
         if row["val_unreadable"]:
             text += f" ({row['val_unreadable']} unreadable clips left out)"
-    return f"{text}; {row['clips_per_second']:.1f} clips/s"
+    text += f"; {row['clips_per_second']:.1f} clips/s, waited {row['wait_share']:.1%} of the time for data"
+    return f"{text}, TensorBoard {row['board_share']:.1%}"

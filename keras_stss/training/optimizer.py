@@ -101,31 +101,21 @@ class MomentumSGD:
             Whether the parameters were updated, a boolean scalar.
         """
         finite = tf.math.is_finite(norm)
-        tf.cond(finite, lambda: self._update(strategy, gradients, norm, rate), lambda: tf.constant(False))
+        shrink = 1.0 if self.train.clip_norm is None else self.train.clip_norm / tf.maximum(norm, self.train.clip_norm)
+        # No branch, for which the host would wait until a GPU has the norm: factors that leave everything as it is.
+        shrink, rate = (tf.where(finite, factor, 0.0) for factor in (shrink, rate))
+        momentum = tf.where(finite, self.train.momentum, 1.0)
+        own_rates = {factor: rate * factor for factor in set(self.rates)}
+        own_decays = {decay: tf.where(finite, decay, 0.0) for decay in set(self.decays)}
+        for number, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            decay = own_decays[self.decays[number]] if self.decays[number] else None
+            update = _updater(self.velocities[number], self.train.nesterov)
+            args = (gradient, shrink, decay, momentum, own_rates[self.rates[number]])
+            strategy.extended.update(parameter, update, args=args, group=False)
+        self.averages.update(strategy, finite)
         if self.scaled:
             self._adapt_scale(finite)
         return finite
-
-    def _update(self, strategy, gradients, norm, rate):
-        shrink = 1.0 if self.train.clip_norm is None else self.train.clip_norm / tf.maximum(norm, self.train.clip_norm)
-        for number, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
-            own = rate * self.rates[number]
-            update = self._updater(self.velocities[number], self.decays[number])
-            strategy.extended.update(parameter, update, args=(gradient, shrink, own), group=False)
-        self.averages.update(strategy)
-        return tf.constant(True)
-
-    def _updater(self, velocity, decay):
-        momentum, nesterov = self.train.momentum, self.train.nesterov
-
-        def update(parameter, gradient, shrink, rate):
-            state = _beside(parameter, velocity)
-            step = gradient * shrink + decay * parameter
-            new = momentum * state + step
-            state.assign(new)
-            parameter.assign_sub(rate * (step + momentum * new if nesterov else new))
-
-        return update
 
     def _adapt_scale(self, finite):
         good = tf.where(finite, self.good_steps + 1, 0)
@@ -151,21 +141,21 @@ class Averages:
             self.steps = _state(tf.constant(0, tf.int64), "averaged_steps")
             self.variables.append(self.steps)
 
-    def update(self, strategy):
-        """Takes the present values in, called in the cross-replica context."""
+    def update(self, strategy, finite):
+        """Takes the present values in where ``finite``, a boolean scalar; called in the cross-replica context."""
         if not self.shadows:
             return
         before = tf.cast(self.steps, tf.float32)
-        new = tf.maximum(1.0 - self.decay, WARM_UP / (before + WARM_UP))
+        new = tf.where(finite, tf.maximum(1.0 - self.decay, WARM_UP / (before + WARM_UP)), 0.0)
         for original, shadow in zip(self.originals, self.shadows):
             strategy.extended.update(original, self._updater(shadow), args=(new,), group=False)
-        self.steps.assign_add(1)
+        self.steps.assign_add(tf.cast(finite, self.steps.dtype))
 
     @staticmethod
     def _updater(shadow):
         def update(original, new):
             average = _beside(original, shadow)
-            average.assign_add(new * (original - average))
+            average.assign_add(tf.math.multiply_no_nan(original - average, new))
 
         return update
 
@@ -184,6 +174,25 @@ class Averages:
             yield
         finally:
             _assign(originals, own)
+
+
+def _updater(velocity, nesterov):
+    def update(parameter, gradient, shrink, decay, momentum, rate):
+        # Where the factor is zero, so is the product, of whatever.
+        step = tf.math.multiply_no_nan(gradient, shrink)
+        if decay is not None:
+            step += tf.math.multiply_no_nan(parameter, decay)
+        # b <- momentum b + step; w <- w - rate (step + momentum b), or w - rate b: in one pass over the memory.
+        tf.raw_ops.ResourceApplyMomentum(
+            var=parameter.handle,
+            accum=_beside(parameter, velocity).handle,
+            lr=rate,
+            grad=step,
+            momentum=momentum,
+            use_nesterov=nesterov,
+        )
+
+    return update
 
 
 def _state(value, name):

@@ -1,5 +1,6 @@
 """Being asked to stop: by a cluster that wants its machine back, or at the end of a job's time."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -15,6 +16,30 @@ TOGETHER = 1.0
 
 class Preempted(Exception):
     """The run was asked to stop, and has. Its text is meant for the user."""
+
+
+class _Leave(BaseException):
+    """No ``Exception``: Keras adds the arguments of the layer at hand to the text of those."""
+
+
+@contextlib.contextmanager
+def clearing_away():
+    """SIGTERM ends the block by :class:`Preempted`, so that what it has made is removed on the way out."""
+
+    def leave(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise _Leave
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except _Leave:
+        raise Preempted("stopped by SIGTERM; nothing was kept") from None
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 class Preemption:

@@ -15,10 +15,11 @@ import tensorflow as tf
 
 from keras_stss.config import ConfigError
 from keras_stss.data.annotations import groups, read_annotations
-from keras_stss.training import loop
 from keras_stss.training.distribute import is_chief, lost_workers_told, make_strategy
 from keras_stss.training.groups import describe, parameter_groups
+from keras_stss.training.loop import Training, check_same_data, on_chief, with_absolute_paths
 from keras_stss.training.run import Run
+from keras_stss.training.step import Figures
 
 #: Steps before the run is left, and again after it was taken up.
 STEPS = 2
@@ -50,7 +51,7 @@ def rehearse(config, name, export, stream=sys.stdout):
         ConfigError, DataError: for what the user can mend. RehearsalFailed: where the run did not go on.
     """
     folder = Path(config.train.run or Path("runs") / name)
-    config = loop._with_absolute_paths(config)
+    config = with_absolute_paths(config)
     strategy = make_strategy(config.train)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lost_workers_told(strategy))
@@ -73,7 +74,7 @@ class _Rehearsal:
         self.run, self.report = Run(scratch / "run"), {"steps": []}
         self.config = _looking_often(config)
         whole = read_annotations(config.data)
-        loop._check_same_data(strategy, whole)
+        check_same_data(strategy, whole)
         self.data_set = _cut(whole, STEPS * config.train.batch_size, STEPS * config.evaluate.batch_size)
         self.total_steps = -(-len(whole.train) // config.train.batch_size) * config.train.epochs
         self._tell_data(whole)
@@ -98,12 +99,11 @@ class _Rehearsal:
     def _train(self, until):
         """Trains, or goes on, until a number of steps is done; returns how many that took."""
         train, timed = self.config.train, []
-        loop._on_chief(self.strategy, lambda: self.run.open(self.config, self.data_set.labels))
+        on_chief(self.strategy, lambda: self.run.open(self.config, self.data_set.labels))
         with contextlib.ExitStack() as stack:
             if is_chief(self.strategy):
                 stack.enter_context(self.run.logged())
-            training = loop._Training(self.config, self.data_set, self.strategy, self.run, self.stream)
-            training.total_steps = until
+            training = Training(self.config, self.data_set, self.strategy, self.run, self.stream, total_steps=until)
             training.step = _timed(training.step, timed)
             if not self.report["steps"]:
                 self._tell_model(training)
@@ -238,7 +238,7 @@ def _timed(step, times):
         nonlocal ended
         began = time.monotonic()
         figures = step(*arguments)
-        loss, norm = float(figures["loss"]), float(figures["norm"])
+        loss, _, norm, *_ = Figures.read(figures)
         waited, ended = began - (ended or began), time.monotonic()
         times.append({"loss": loss, "norm": norm, "seconds": ended - began, "waited": waited})
         return figures

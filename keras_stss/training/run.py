@@ -177,7 +177,13 @@ class Run:
 
     def keep_rows(self, epochs):
         """Drops the lines of epochs that a restored checkpoint has not seen, and what is left of a torn one."""
-        self._write_rows([row for row in self.rows() if row["epoch"] <= epochs])
+        rows = self.rows()
+        if rows and rows[-1].get("best_epoch", 0) > epochs:
+            log.warning(
+                "%s is of epoch %d, which is trained again; it stays until an epoch beats those up to %d",
+                self.best, rows[-1]["best_epoch"], epochs,
+            )  # fmt: skip
+        self._write_rows([row for row in rows if row["epoch"] <= epochs])
 
     def add_row(self, row):
         """Adds a line to metrics.jsonl; who reads it meanwhile sees the old lines or all of them."""

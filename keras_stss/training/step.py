@@ -1,9 +1,35 @@
 """One step of training on all devices of a strategy."""
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from keras_stss.config import ConfigError
 from keras_stss.training.losses import cross_entropy, global_total, twins
+
+
+class Figures(NamedTuple):
+    """What a step says of the global batch.
+
+    Attributes:
+        loss: mean over the clips.
+        correct: number of clips whose largest logit is that of their label.
+        norm: of the gradient over all weights, before it is clipped.
+        updated: whether the weights were; not where the norm is not finite.
+        stop: number of replicas whose worker gave a ``stop`` above 0.
+    """
+
+    loss: float
+    correct: float
+    norm: float
+    updated: bool
+    stop: float
+
+    @classmethod
+    def read(cls, values):
+        """Of what a step returned; waits until the devices have it."""
+        loss, correct, norm, updated, stop = values.numpy().tolist()
+        return cls(loss, correct, norm, bool(updated), stop)
 
 
 def make_step(strategy, model, optimizer, train):
@@ -19,10 +45,9 @@ def make_step(strategy, model, optimizer, train):
         train: :class:`keras_stss.config.TrainConfig`.
 
     Returns:
-        Function (batch, rate, stop) → {"loss", "correct", "norm", "updated", "stop"}: scalars over the global batch;
-        ``stop`` is the number of replicas whose worker gave a ``stop`` above 0. The batch is one of
-        :func:`keras_stss.data.pipeline.training_stream`. With Twins Training, both views of a clip run through the
-        network in one batch, and the first one counts for ``correct``.
+        Function (batch, rate, stop) → tensor that :meth:`Figures.read` takes, all in one so that they come from the
+        devices at once. The batch is one of :func:`keras_stss.data.pipeline.training_stream`. With Twins Training, both
+        views of a clip run through the network in one batch, and the first one counts for ``correct``.
 
     Raises:
         ConfigError: where the settings do not go together on these devices.
@@ -53,14 +78,15 @@ def make_step(strategy, model, optimizer, train):
         is_good = tf.math.is_finite(norm)
         for variable, old in zip(share.statistics, before, strict=True):
             variable.assign(tf.where(is_good, variable, old))
-        return gradients, {"loss": loss, "correct": correct, "norm": norm, "stop": stop}
+        return gradients, (loss, correct, norm, stop)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(batch, rate, stop):
         scale = tf.convert_to_tensor(optimizer.scale)
         gradients, figures = strategy.run(replica_step, args=(batch, scale, stop))
-        figures = {key: strategy.experimental_local_results(value)[0] for key, value in figures.items()}
-        return figures | {"updated": optimizer.apply(strategy, gradients, figures["norm"], rate)}
+        loss, correct, norm, stop = (strategy.experimental_local_results(value)[0] for value in figures)
+        updated = optimizer.apply(strategy, gradients, norm, rate)
+        return tf.stack(list(Figures(loss, correct, norm, tf.cast(updated, tf.float32), stop)))
 
     return step
 
@@ -75,7 +101,7 @@ class _Share:
             for variable in model.non_trainable_variables
             if variable.dtype.startswith("float") and "moving" in variable.path
         ]
-        self.compute = tf.function(self._part, jit_compile=True) if train.xla else self._part
+        self.compute = tf.function(self._part, autograph=False, jit_compile=True) if train.xla else self._part
 
     def __call__(self, frames, truth, labels, scale):
         count = self.train.accumulate

@@ -7,6 +7,7 @@ checkpoint. The parent forks before TensorFlow is loaded, holds no device, and p
 import contextlib
 import ctypes
 import logging
+import mmap
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import threading
 
 from keras_stss.training.cluster import find_cluster
 from keras_stss.training.meeting import tell_end
+from keras_stss.training.preempt import PREEMPTED
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class _Worker:
     """The child: which attempt this process is (0: it has no supervisor), or what the supervisor knows of it."""
 
     attempt, process, stopped_by = 0, None, None
+    #: A byte of memory that both processes see: whether all workers end by what ends this one.
+    shared = None
 
 
 def is_supervised():
@@ -40,6 +44,12 @@ def is_supervised():
 def restarted():
     """Whether this process is a worker that its supervisor has started again."""
     return _Worker.attempt > 1
+
+
+def all_end():
+    """Tells the supervisor that what is about to end this worker ends the others, too: they need no farewell."""
+    if _Worker.shared:
+        _Worker.shared[0] = 1
 
 
 def supervise(train):
@@ -61,13 +71,17 @@ def supervise(train):
         return None
     if threading.current_thread() is not threading.main_thread():
         return None  # only the main thread hears of signals
+    _Worker.shared = mmap.mmap(-1, 1)
     for attempt in range(1, train.restarts + 2):
+        _Worker.shared[0] = 0
         code = _run_worker(attempt)
         if code is None:
             return None
         if _Worker.stopped_by or not _is_worth_another_try(code):
-            if 0 < code < 128:  # nobody will start it again
+            if 0 < code < 128 and not _Worker.shared[0]:  # nobody will start it again
                 tell_end(cluster, code, FAREWELL)
+            if code == -signal.SIGUSR1:  # asked to stop before it could listen; 128 + 10 would mean LOST
+                return PREEMPTED
             return code if code >= 0 else 128 - code
         what = _ENDS.get(code) or f"was ended by {signal.Signals(-code).name}"
         if attempt <= train.restarts:

@@ -1,5 +1,7 @@
 """What a reader of annotations gives: clips with labels, or an error meant for the user."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 VIDEO_SUFFIXES = (".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts")
@@ -51,3 +53,11 @@ class DataSet:
     train: list[Clip]
     validation: list[Clip]
     labels: list[str]
+
+    def digest(self) -> str:
+        """SHA-256 of the lists in their order: names, parts and labels of the clips, wherever their files lie."""
+        rows = [
+            [[clip.id, clip.start, clip.end, clip.frames, clip.label] for clip in clips]
+            for clips in (self.train, self.validation)
+        ]
+        return hashlib.sha256(json.dumps([rows, self.labels]).encode()).hexdigest()
