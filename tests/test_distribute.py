@@ -188,7 +188,7 @@ def report(clip_set, folder):
 def test_two_devices_are_used(report):
     assert report["replicas"] == [2, 1]
     assert report["chosen"] == 1
-    assert report["auto"] == 1  # more than one GPU would be wanted
+    assert report["auto"] == 2
 
 
 KINDS = ["synchronized", "parts", "compiled"]

@@ -45,7 +45,7 @@ class Job:
         cluster = {"cluster": {"worker": self.addresses}, "task": {"type": "worker", "index": index}}
         with open(self.folder / f"output-{index}.txt", "a") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "keras_stss.cli", "train", "--config", str(self.recipe),
+                [sys.executable, "-m", "keras_stss", "train", "--config", str(self.recipe),
                  "train.strategy=multi_worker", f"train.run={self.folder}/run-{index}", *self.overrides],
                 cwd=ROOT, env=os.environ | {"TF_CONFIG": json.dumps(cluster)}, stdout=output, stderr=output,
             )  # fmt: skip
@@ -106,9 +106,17 @@ def killed(folder, recipe):
 
 @pytest.fixture(scope="module")
 def stopped(folder, recipe):
-    """A job one of whose workers was asked to stop, far from its end."""
+    """A job one of whose workers stood still for longer than TensorFlow waits, and was asked to stop, far from its end.
+
+    The supervisor has one child, the worker.
+    """
     job = Job(folder / "stopped", recipe, "train.epochs=1000", "evaluate.every=1000")
     job.wait_for_checkpoint()
+    supervisor = job.processes[1].pid
+    worker = int(Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text())
+    os.kill(worker, signal.SIGSTOP)
+    time.sleep(25)
+    os.kill(worker, signal.SIGCONT)
     job.processes[1].send_signal(signal.SIGUSR1)
     return job, job.codes()
 
@@ -125,6 +133,7 @@ def arrays(path):
 def test_a_killed_worker_comes_back_and_both_end_as_one_device(killed, folder, recipe):
     """Normalised over both workers' clips: losses, scores and all variables are those of one device."""
     assert "worker 1 of the job has gone" in killed.output(0)
+    assert "what TensorFlow says of the lost worker: " in killed.output(0)
     assert "starting again (1 of 3)" in killed.output(0)
     assert "continuing at step" in (killed.folder / "run-0" / "log.txt").read_text()
     one = on_one_device(folder / "one", recipe, "train.sync_batch_norm=true")
@@ -151,6 +160,7 @@ def test_workers_stop_together_and_each_sees_its_own_share(stopped, folder, reci
     """Without synchronisation a worker normalises over its own clips, as one device does over a part of two."""
     job, codes = stopped
     assert codes == [143, 143], job.output(0) + job.output(1)
+    assert "has gone" not in job.output(0) + job.output(1)
     last = max(job.checkpoints.glob("step-*.npz"))
     step = int(last.stem.removeprefix("step-"))
     epochs = math.ceil(step / 5)

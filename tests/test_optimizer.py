@@ -12,7 +12,7 @@ from keras_stss.config import TrainConfig, parse_config
 from keras_stss.models import build_model
 from keras_stss.training import optimizer as optimizer_module
 from keras_stss.training.groups import parameter_groups
-from keras_stss.training.optimizer import INITIAL_SCALE, MomentumSGD, learning_rate
+from keras_stss.training.optimizer import INITIAL_SCALE, MomentumSGD, learning_rate, unreached
 
 SHAPES = {"kernel": (3, 4), "bias": (4,), "gamma": (4,)}
 RATES = (0.1, 0.1, 0.01, 0.01, 0.001)
@@ -59,9 +59,8 @@ def pytorch_sgd(weights, steps, train):
     return weights
 
 
-@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.9, False), (0.0, False)])
 @pytest.mark.parametrize("clip_norm", [None, 1.5, 20.0])
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_steps_are_those_of_pytorch(nesterov, clip_norm, momentum):
     train = TrainConfig(nesterov=nesterov, clip_norm=clip_norm, momentum=momentum, weight_decay=0.05)
     parameters, steps = variables(), gradient_steps()
@@ -246,6 +245,7 @@ def test_step_schedules_of_the_papers(name, steps):
     """A tenth from the first step of the epoch on that follows so many whole ones; no epoch is cut."""
     epochs, rate, milestones = STEPS[name]
     train = TrainConfig(epochs=epochs, learning_rate=rate, schedule={"milestones": milestones})
+    assert not unreached(train)
     for epoch in range(epochs):
         expected = rate / 10 ** sum(epoch >= milestone for milestone in milestones)
         for step in (epoch * steps, (epoch + 1) * steps - 1):  # the first and last of the epoch
@@ -296,6 +296,35 @@ def test_cosine_schedule_with_warmup():
     assert rates[100] == pytest.approx(0.01)
     assert np.argmax(rates) == 49
     assert all(np.diff(rates[50:]) < 0)
+
+
+def test_nothing_is_left_behind_the_last_step():
+    """Not even where the warm-up takes all of the run, which a rehearsal outlasts."""
+    train = TrainConfig(epochs=1, learning_rate=0.1, schedule={"kind": "cosine", "warmup_epochs": 1})
+    assert [learning_rate(train, 2, step) for step in range(4)] == pytest.approx([0.05, 0.1, 0.0, 0.0])
+
+
+def test_what_a_run_does_not_reach_is_told():
+    (line,) = unreached(TrainConfig(epochs=14, schedule={"milestones": [10, 14, 30.5]}))
+    assert "milestones: 14, 30.5 lie behind the last of 14 epochs, so the rate falls 1 time" in line
+    (line,) = unreached(TrainConfig(epochs=2, schedule={"kind": "cosine", "warmup_epochs": 2}))
+    assert "warmup_epochs: the rise takes 2 of 2 epochs" in line
+    assert not unreached(TrainConfig(epochs=3, schedule={"milestones": [2.9], "warmup_epochs": 2.9}))
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"schedule": {"kind": "cosine", "gamma": 0.5}}, "gamma is the factor at milestones"),
+        ({"schedule": {"gamma": 0.5}}, "gamma is the factor at milestones"),
+        ({"momentum": 0.0}, "nesterov looks ahead along the momentum"),
+        ({"strategy": "one", "logical_cpus": 2}, "logical_cpus belongs to strategy 'mirrored'"),
+        ({"logical_cpus": 10**20}, "logical_cpus"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(values, part):
+    with pytest.raises(ValueError, match=part):
+        TrainConfig(**values)
 
 
 def test_warmup_that_ends_inside_an_epoch():

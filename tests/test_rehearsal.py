@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 
 import pytest
 import tensorflow as tf
@@ -10,6 +12,7 @@ from keras_stss.config import ConfigError, load_config
 from keras_stss.data.annotations.data_set import DataSet
 from keras_stss.export import export_run
 from keras_stss.training import rehearsal
+from keras_stss.training.preempt import Preempted
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ class NoMemory:
 
 
 def test_what_goes_wrong_is_told_and_leaves_nothing(rehearse, tmp_path, monkeypatch):
-    """A step too large, a run that begins anew, an export that fails. A run that is there already is not touched."""
+    """A step too large, a run that begins anew, an export that fails, a signal. A run that is there is not touched."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").write_text("kept")
     monkeypatch.setattr(rehearsal._Rehearsal, "_tell_model", lambda *_: None)
@@ -102,6 +105,10 @@ def test_what_goes_wrong_is_told_and_leaves_nothing(rehearse, tmp_path, monkeypa
     monkeypatch.setattr(rehearsal._Rehearsal, "_tell_files", lambda *_: None)
     with pytest.raises(RuntimeError, match="the SavedModel differs"):
         rehearse(refuse)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="nothing was kept"):
+        rehearse(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.setattr(rehearsal._Rehearsal, "_tell_files", lambda self: self.report.update(anew=True))
     with pytest.raises(rehearsal.RehearsalFailed, match="on from its checkpoint for 2 steps, and made 4"):
         rehearse(refuse)

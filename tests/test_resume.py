@@ -98,7 +98,7 @@ def runs(clip_set, tmp_path_factory):
     selfy |= {"extraction_channels": [4], "integration_channels": [4]}
     values["model"] |= {"dropout": 0.4, "temporal": "tsm", "insert": {"res3": {"selfy": selfy}}}
     values["train"] |= {"epochs": STEPS // PER_EPOCH, "checkpoint_steps": 3, "keep_checkpoints": 4}
-    values["train"] |= {"learning_rate": 0.02, "schedule": {"milestones": [2.5], "warmup_epochs": 1}}
+    values["train"] |= {"learning_rate": 0.02, "schedule": {"milestones": [2.5, 9], "warmup_epochs": 1}}
     path = folder / "resume.yaml"
     path.write_text(yaml.safe_dump(values))
     whole = ["train", "--config", str(path)]
@@ -171,7 +171,9 @@ def test_each_process_says_where_it_goes_on(runs):
     assert told == ["step 6 of 20", "step 9 of 20", "step 12 of 20"]
     assert "interrupted; the same command goes on from the last checkpoint" in runs["errors"]
     assert "Traceback" not in runs["errors"]
-    assert "continuing" not in (runs["folder"] / "whole" / "log.txt").read_text()
+    whole = (runs["folder"] / "whole" / "log.txt").read_text()
+    assert "continuing" not in whole
+    assert "train.schedule.milestones: 9 lie behind the last of 4 epochs" in whole
 
 
 def test_nothing_unfinished_stays(runs):
@@ -209,6 +211,19 @@ def test_damaged_checkpoints_are_passed_over(runs, tmp_path, caplog):
     assert not list(run.rglob("*.tmp"))
 
 
+def test_a_run_does_not_go_on_with_other_clips(trained_run, clip_set, tmp_path, capsys):
+    """As many of them, in other places of the list; that they lie elsewhere makes no difference."""
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    root = shutil.copytree(clip_set, tmp_path / "set")
+    command = ["train", "--config", str(trained_run / "config.yaml"), f"train.run={run}", f"data.root={root}"]
+    assert main(command) == 0
+    lines = (root / "clips.csv").read_text().splitlines()
+    lines[1], lines[2] = lines[2], lines[1]
+    (root / "clips.csv").write_text("\n".join(lines) + "\n")
+    assert main(command) == 2
+    assert f"{run} was begun on other clips" in capsys.readouterr().err
+
+
 def test_a_run_of_an_earlier_version_goes_on(trained_run, tmp_path):
     """Its checkpoint has no SHA-256, its progress and its config.yaml know less; the end is the same."""
     run = shutil.copytree(trained_run, tmp_path / "run")
@@ -222,6 +237,7 @@ def test_a_run_of_an_earlier_version_goes_on(trained_run, tmp_path):
     progress = json.loads(content.pop("progress").tobytes())
     progress["sums"] = {key: progress["sums"][key] for key in ("loss", "correct", "steps")}
     progress["best"] = {"epoch": 1, "top1": 0.5}
+    del progress["data"]
     np.savez(path, progress=np.frombuffer(json.dumps(progress).encode(), np.uint8), **content)
     assert main(["train", "--config", str(trained_run / "config.yaml"), f"train.run={run}"]) == 0
     assert_same_end(trained_run, run)

@@ -40,14 +40,14 @@ from keras_stss.training.distribute import (
 )
 from keras_stss.training.files import write_atomically
 from keras_stss.training.groups import parameter_groups
-from keras_stss.training.optimizer import MomentumSGD, learning_rate
+from keras_stss.training.optimizer import MomentumSGD, learning_rate, unreached
 from keras_stss.training.pictures import draw
 from keras_stss.training.preempt import Preempted, Preemption
 from keras_stss.training.progress import ProgressLine
 from keras_stss.training.run import Run, is_better
 from keras_stss.training.step import Figures, make_step
 from keras_stss.training.summary import plot_run
-from keras_stss.training.supervise import restarted
+from keras_stss.training.supervise import all_end, restarted
 
 log = logging.getLogger(__name__)
 
@@ -145,17 +145,20 @@ def on_chief(strategy, action):
         except (ConfigError, CheckpointError, OSError) as error:
             fault = str(error)
     if fault := from_chief(strategy, fault):
+        all_end()
         raise ConfigError(fault)
 
 
 def check_same_data(strategy, data_set):
     """Raises ConfigError where the workers have not read the same lists; all of them call this."""
-    mine = [len(data_set.train), len(data_set.validation), data_set.labels]
+    mine = [len(data_set.train), len(data_set.validation), len(data_set.labels), data_set.digest()]
     for number, other in enumerate(gather(strategy, mine)):
         if other != mine:
+            all_end()
+            same = " (other clips, parts or labels)" if other[:3] == mine[:3] else ""
             raise ConfigError(
-                f"the workers' data sets differ: {mine[0]} and {mine[1]} clips, {len(mine[2])} labels here; "
-                f"{other[0]}, {other[1]} and {len(other[2])} on worker {number}. Give all of them the same data.root"
+                f"the workers' data sets differ: {mine[0]} and {mine[1]} clips, {mine[2]} labels here; "
+                f"{other[0]}, {other[1]} and {other[2]} on worker {number}{same}. Give all of them the same lists"
             )
 
 
@@ -197,7 +200,8 @@ class Training:
         self.variables = [*self.model.variables, *self.optimizer.variables]
         self.checkpoints = Checkpoints(run.checkpoints, self.variables, config.train.keep_checkpoints)
         # `sums` are those of the epoch so far; `position` is the stream's next clip.
-        self.state = {"clips": len(data_set.train), "step": 0, "position": 0, "sums": _nothing()}
+        self.state = {"clips": len(data_set.train), "data": data_set.digest(), "step": 0, "position": 0}
+        self.state["sums"] = _nothing()
         self.preemption = preemption or Preemption()
         self.pending = []  # steps that were started and not yet looked at
         self.bad_steps, self.stops, self.best, self.batch = 0, False, None, None
@@ -249,6 +253,11 @@ class Training:
                 f"{self.run.folder} was begun on {restored['clips']} training clips; the data set has "
                 f"{len(self.data_set.train)} now. Name another folder with train.run=…"
             )
+        if restored.get("data", self.state["data"]) != self.state["data"]:  # earlier versions did not note it
+            raise ConfigError(
+                f"{self.run.folder} was begun on other clips: as many, but other names, parts, labels or another "
+                "order of the lists. Give it its own lists, or name another folder with train.run=…"
+            )
         if restored:
             self.unreadable.restore(restored.pop("unreadable", {}))
             self.state |= restored | {"sums": _nothing() | restored["sums"]}
@@ -281,6 +290,8 @@ class Training:
             f"{self.model.count_params():,}", self.config.train.epochs, self.steps_per_epoch,
             self.strategy.num_replicas_in_sync, f" of {self.shard[1]} workers" if self.shard else "",
         )  # fmt: skip
+        for line in unreached(self.config.train):
+            log.warning("%s", line)
         if self.config.model.insert or self.config.model.ensemble:
             log_native_status()
 
@@ -381,6 +392,7 @@ class Training:
         self.bad_steps = self.bad_steps + 1
         if self.config.train.precision == "mixed_float16" and self.bad_steps < PATIENCE:
             return
+        all_end()  # loss and gradient are those of the global batch
         what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
         raise TrainingDiverged(
             f"{what} at step {step} (learning rate {rate:g}). {self._last_file()} "

@@ -32,8 +32,32 @@ def learning_rate(train, steps_per_epoch, step):
         return train.learning_rate * (step + 1) / math.ceil(schedule.warmup_epochs * steps_per_epoch)
     if schedule.kind == "step":
         return train.learning_rate * schedule.gamma ** bisect.bisect_right(schedule.milestones, epoch)
-    progress = (epoch - schedule.warmup_epochs) / (train.epochs - schedule.warmup_epochs)
-    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    left = train.epochs - schedule.warmup_epochs
+    progress = min((epoch - schedule.warmup_epochs) / left, 1.0) if left > 0 else 1.0
+    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def unreached(train):
+    """What of a schedule lies behind the last epoch.
+
+    Args:
+        train: :class:`keras_stss.config.TrainConfig`.
+
+    Returns:
+        A list of lines for the user; empty where the run reaches all of it.
+    """
+    schedule, lines = train.schedule, []
+    if late := [f"{milestone:g}" for milestone in schedule.milestones if milestone >= train.epochs]:
+        lines.append(
+            f"train.schedule.milestones: {', '.join(late)} lie behind the last of {train.epochs} epochs, so the rate "
+            f"falls {len(schedule.milestones) - len(late)} time(s); shorten them with train.epochs"
+        )
+    if schedule.warmup_epochs >= train.epochs:
+        lines.append(
+            f"train.schedule.warmup_epochs: the rise takes {schedule.warmup_epochs:g} of {train.epochs} epochs, so "
+            "nothing comes after it; shorten it with train.epochs"
+        )
+    return lines
 
 
 class MomentumSGD:

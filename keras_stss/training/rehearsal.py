@@ -18,6 +18,7 @@ from keras_stss.data.annotations import groups, read_annotations
 from keras_stss.training.distribute import is_chief, lost_workers_told, make_strategy
 from keras_stss.training.groups import describe, parameter_groups
 from keras_stss.training.loop import Training, check_same_data, on_chief, with_absolute_paths
+from keras_stss.training.preempt import clearing_away
 from keras_stss.training.run import Run
 from keras_stss.training.step import Figures
 
@@ -55,10 +56,14 @@ def rehearse(config, name, export, stream=sys.stdout):
     strategy = make_strategy(config.train)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lost_workers_told(strategy))
-        if not is_chief(strategy):
+        stack.enter_context(clearing_away())
+        parent = None  # of workers that are not to have the run's folder: where temporary files go
+        if is_chief(strategy):
+            parent = folder.parent  # on the disk that the run is going to fill
+            parent.mkdir(parents=True, exist_ok=True)
+        else:
             stream = stack.enter_context(open(os.devnull, "w"))
-        folder.parent.mkdir(parents=True, exist_ok=True)  # on the disk that the run is going to fill
-        scratch = tempfile.mkdtemp(prefix=f".rehearsal-{name}-", dir=folder.parent)
+        scratch = tempfile.mkdtemp(prefix=f".rehearsal-{name}-", dir=parent)
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         return _Rehearsal(config, strategy, Path(scratch), stream).go(export)
 
