@@ -98,6 +98,9 @@ setup(
         "cpu": [f"tensorflow-cpu=={TENSORFLOW}", "tensorboard"],
         "gpu": [f"tensorflow[and-cuda]=={TENSORFLOW}", "tensorboard"],
         "visualize": ["scikit-learn>=1.4"],
+        # Beside SavedModel and LiteRT, which TensorFlow writes by itself (docs/export.md).
+        "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "tf2onnx>=1.17"],
+        "openvino": ["openvino>=2025.0"],
         "test": ["import-linter>=2", "pytest>=8", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["keras-stss=keras_stss.cli:main"]},

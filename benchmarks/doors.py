@@ -1,6 +1,7 @@
 """How fast each export is beside Keras, and which model goes through which door.
 
     python benchmarks/doors.py [NAME …] [--size 224] [--rounds 9]   # milliseconds a clip of 8 frames, on all cores
+    python benchmarks/doors.py --cpu-time                           # the processor's time, on one core
     python benchmarks/doors.py --every                              # each part of a model × each format, tiny
 
 Weights are random. In the first form all ways of running a model take turns in each round, and medians are printed,
@@ -10,6 +11,7 @@ Keras model over some clips, or why there is none.
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 import keras
@@ -62,7 +64,7 @@ def build(name_or_config, **model):
     return model
 
 
-def ways(model, shape, folder):
+def ways(model, shape, folder, threads):
     """{way of running: function from frames to probabilities, or the reason why there is none}."""
     found = {}
     with portable():
@@ -74,7 +76,7 @@ def ways(model, shape, folder):
                 continue
             try:
                 door.save(classify, folder / "portable", folder / door.file, [])
-                found[name] = door.load(folder / door.file, cores())
+                found[name] = door.load(folder / door.file, threads)
             except Exception as error:  # whatever a converter raises
                 found[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return {"saved_model": _saved_model(folder / "portable"), **found}
@@ -85,7 +87,7 @@ def _saved_model(folder):
     return lambda frames: signature(frames=tf.constant(frames))["probabilities"].numpy()
 
 
-def speed(name, size, rounds):
+def speed(name, size, rounds, threads, clock):
     """Prints a line for each way of running a model."""
     preset, changes = MODELS[name]
     model, shape = build(preset, **changes), (1, FRAMES, size, size, 3)
@@ -97,16 +99,16 @@ def speed(name, size, rounds):
             "model(x)": lambda frames: model(frames, training=False).numpy(),
             "model.predict": lambda frames: model.predict(frames, verbose=0),
             "tf.function": lambda frames: graph(tf.constant(frames)).numpy(),
-            **ways(model, shape, folder),
+            **ways(model, shape, folder, threads),
         }
         if native_status()["available"]:
             save_graph(classifier(model, shape), folder / "native")
             functions["saved_model, native"] = _saved_model(folder / "native")
         file = folder / DOORS["openvino"].file
-        if callable(functions["openvino"]) and (own := openvino.own_precision(file, cores())) != "f32":
-            functions[f"openvino, {own}"] = openvino.load(file, cores(), own)
+        if callable(functions["openvino"]) and (own := openvino.own_precision(file, threads)) != "f32":
+            functions[f"openvino, {own}"] = openvino.load(file, threads, own)
         runnable = {way: function for way, function in functions.items() if callable(function)}
-        times = time_in_turns({way: lambda run=run: run(frames) for way, run in runnable.items()}, rounds)
+        times = time_in_turns({way: lambda run=run: run(frames) for way, run in runnable.items()}, rounds, clock)
     for way, function in functions.items():
         figures = f"{times[way]:.1f} | {times['model(x)'] / times[way]:.2f}" if way in times else f"{function} | "
         print(f"| {name} | {way} | {figures} |", flush=True)
@@ -121,7 +123,7 @@ def every():
         case = make_case(model, data, 1)
         with tempfile.TemporaryDirectory() as folder:
             cells = []
-            for run in ways(model, case.clips[:1].shape, Path(folder)).values():
+            for run in ways(model, case.clips[:1].shape, Path(folder), cores()).values():
                 try:
                     cells.append(f"{compare(run, case, 1).largest:.0e}" if callable(run) else run)
                 except Exception as error:  # whatever a runtime raises
@@ -134,15 +136,20 @@ def main():
     parser.add_argument("models", nargs="*", metavar="NAME", help=", ".join(MODELS))
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, and the time that the processor worked")
     parser.add_argument("--every", action="store_true", help="each part of a model through each door")
     arguments = parser.parse_args()
     print(describe())
     if arguments.every:
         every()
         return
+    threads, clock = (1, time.process_time) if arguments.cpu_time else (cores(), time.perf_counter)
+    if arguments.cpu_time:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
     print("| model | run as | ms | times model(x) |\n|---|---|---|---|")
     for name in arguments.models or MODELS:
-        speed(name, arguments.size, arguments.rounds)
+        speed(name, arguments.size, arguments.rounds, threads, clock)
 
 
 if __name__ == "__main__":

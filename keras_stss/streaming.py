@@ -22,7 +22,6 @@ import functools
 import os
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 
 import keras
@@ -32,6 +31,8 @@ from keras import ops
 
 from keras_stss import layers
 from keras_stss.config import ConfigError
+from keras_stss.export import litert
+from keras_stss.export.place import size
 from keras_stss.layers.frame_pairs import where_begun
 from keras_stss.ops import portable
 
@@ -246,9 +247,7 @@ def save_litert(stream, file, height, width, batch=1, int8=False):
     def save(unfinished):
         with tempfile.TemporaryDirectory() as folder:
             _save(stream, folder, batch, height, width)
-            converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
-            converter.optimizations = [tf.lite.Optimize.DEFAULT] if int8 else []
-            unfinished.write_bytes(converter.convert())
+            litert.convert(folder, unfinished, int8)
 
     return _put(file, save, _run_litert, stream, INT8_TOLERANCE if int8 else TOLERANCE)
 
@@ -278,8 +277,7 @@ def _put(target, save, run, stream, tolerance=TOLERANCE):
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
             unfinished.unlink(missing_ok=True)
-    files = [target] if target.is_file() else [path for path in target.rglob("*") if path.is_file()]
-    return {"file": str(target), "bytes": sum(path.stat().st_size for path in files), "max_difference": difference}
+    return {"file": str(target), "bytes": size(target), "max_difference": difference}
 
 
 def _save(stream, folder, batch, height, width):
@@ -315,9 +313,7 @@ def _run_saved_model(folder, stream):
 
 
 def _run_litert(file, stream):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a package that LiteRT is to move to
-        step = tf.lite.Interpreter(model_path=str(file)).get_signature_runner()
+    step = litert.open_signature(file)
     details = step.get_input_details()
     state = {name: np.zeros(each["shape"], each["dtype"]) for name, each in details.items()}
     return _compare(stream, state.pop("frame").shape, state, step)

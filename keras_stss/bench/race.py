@@ -68,7 +68,8 @@ def race(workers, entries, effort):
 
     Returns:
         List of rows in the same order: {"label", "where", "median", "low", "high" (quartiles, in seconds),
-        "calls", "others" (share of the machine), "difference", "wrong"}, or {"label", "where", "error"}.
+        "calls", "others" (share of the machine), "visits" (of each round: {"seconds", "processor"} of a call),
+        "difference", "wrong"}, or {"label", "where", "error"}.
     """
     rows = [{"label": contestant.label, "where": contestant.where} for contestant, _ in entries]
     with _prepared(workers, entries, rows) as running:
@@ -132,6 +133,7 @@ def _time(workers, running, effort):
     others = Others(workers.pids())
     times = {key: [] for _, key, _ in running}
     taken = {key: [] for key in times}  # (others' processor seconds, all that there were)
+    visits = {key: [] for key in times}
     for number in range(effort.rounds):
         for where, key, _ in running[:: -1 if number % 2 else 1]:  # there and back: nobody always follows the same one
             if effort.warm:
@@ -141,11 +143,12 @@ def _time(workers, running, effort):
             answer = workers.ask(where, do="time", key=key, seconds=effort.seconds, warm=effort.warm)
             capacity = (time.perf_counter() - start) * os.cpu_count()
             times[key] += answer["times"]
+            visits[key].append({"seconds": statistics.median(answer["times"]), "processor": answer["processor"]})
             taken[key].append((others.seconds(), capacity))
     for _, key, row in running:
         row["median"], row["calls"] = statistics.median(times[key]), len(times[key])
         row["low"], row["high"] = (float(value) for value in np.quantile(times[key], (0.25, 0.75)))
-        row["others"] = _share(taken[key])
+        row["others"], row["visits"] = _share(taken[key]), visits[key]
 
 
 def _share(taken):

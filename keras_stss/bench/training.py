@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import math
+import statistics
 import tempfile
 
 from keras_stss.bench.machine import cores
@@ -55,12 +57,13 @@ DEMO = {
 }
 TSM = {"backbone": "resnet18", "dropout": 0.0}
 SIZES = (
-    Size("the demo's SELFYNet", DEMO, 24, 112, 144, (76, 98), 64, 8, 16, 8),
-    Size("TSM-ResNet-18", TSM, 24, 240, 320, (128, 170), 112, 8, 4, 4),
+    Size("the demo's SELFYNet", DEMO, 24, 112, 144, (76, 98), 64, 8, 16, 4),
+    Size("TSM-ResNet-18", TSM, 24, 240, 320, (128, 170), 112, 8, 4, 2),
 )
 TINY = {"backbone": "resnet10", "width": 8, "dropout": 0.0}
 QUICK = (Size("a tiny TSM", TINY, 8, 32, 40, (32, 40), 32, 2, 2, 1, files=4, epoch=100),)
-EFFORT, QUICK_EFFORT = Effort(7, 3.0, warm=True), Effort(1, 0.001, warm=True)
+#: Many short visits: each round is a pair of neighbours in time, whose ratio what slows the machine down hardly moves.
+EFFORT, QUICK_EFFORT = Effort(20, 1.0, warm=True), Effort(1, 0.001, warm=True)
 
 FIT = Contestant("ours", "fit", "model.fit, jit_compile=False")
 CONTESTANTS = [
@@ -104,8 +107,40 @@ def _case(workers, kind, size, effort, quick):
         for row, contestant in zip(rows, contestants):
             row["base"] = FIT.label.replace("False", str("XLA" in contestant.name))
             row["waited"] = _waited(workers, kind, contestant)
+        for row in rows:
+            base = next(other for other in rows if other["label"] == row["base"])
+            row["ratio"], row["processor_ratio"] = (_ratio(row, base, of) for of in ("seconds", "processor"))
     shape = f"{size.title}: {size.frames} frames of {size.crop}×{size.crop}, batches of {size.batch}"
     return {"shape": shape, "clips": size.steps * size.batch, "rows": rows}
+
+
+def _ratio(row, base, of):
+    """Of the base's seconds or processor seconds to a row's, in pairs; None where one of both was not measured."""
+    if "visits" not in row or "visits" not in base:
+        return None
+    return median_with_interval([other[of] / own[of] for own, other in zip(row["visits"], base["visits"])])
+
+
+def median_with_interval(values):
+    """The median of a sample, and between which of its values that of the population lies.
+
+    The interval is the sign test's: its ends are values of the sample, whatever their distribution.
+
+    Args:
+        values: n independent numbers.
+
+    Returns:
+        {"median", "low", "high"}: with 95 % confidence at least; low and high are None below six numbers, which can
+        give no such confidence.
+    """
+    values, count = sorted(values), len(values)
+    # The k-th from each end misses the median with probability 2 P(heads < k) of n fair coins.
+    place, tail = 0, 2 * 0.5**count
+    while tail <= 0.05:
+        place += 1
+        tail += 2 * math.comb(count, place) * 0.5**count
+    low, high = (values[place - 1], values[-place]) if place else (None, None)
+    return {"median": statistics.median(values), "low": low, "high": high}
 
 
 def _waited(workers, kind, contestant):

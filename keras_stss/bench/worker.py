@@ -8,7 +8,7 @@ backward, both given back.
 
 Requests, one JSON object a line, with one line in answer:
     {"do": "prepare", "key", "kind", "name", "case", "arrays": file.npz, "mode", "outputs": file.npz}
-    {"do": "time", "key", "seconds", "warm"} → {"times": [seconds of a call]}
+    {"do": "time", "key", "seconds", "warm"} → {"times": [seconds of a call], "processor": mean of a call}
     {"do": "memory", "key"}               → {"bytes"}: highest use during a call, what it gives back included
     {"do": "forget", "key"}
 An answer {"error": text} stands for whatever went wrong.
@@ -67,13 +67,17 @@ class _Contestants:
         """Times of calls during about so many seconds.
 
         The first call wakes the threads and fills the caches after another process had the machine; it counts only
-        where it is so long that this does not matter, and not with ``warm``.
+        where it is so long that this does not matter, and not with ``warm``. Processor time is that of all threads of
+        this process, not of others that it has started.
         """
+        began = time.process_time()
         first = _time(self.ready[key])
         times = [first] if first > LONG and not warm else []
+        if not times:
+            began = time.process_time()
         while not times or sum(times) < seconds:
             times.append(_time(self.ready[key]))
-        return {"times": times}
+        return {"times": times, "processor": (time.process_time() - began) / len(times)}
 
     def memory(self, key):
         """Growth of the process's high-water mark over one call, in a process started to hide nothing of it."""

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_stss.layers.batch_norm import BatchNorm, fold_into
 from keras_stss.layers.conv_bn import BN
 from keras_stss.ops.sizes import check_shape
 
@@ -56,7 +57,7 @@ class Conv3DBN(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="conv",
         )
-        self.bn = keras.layers.BatchNormalization(**{**BN, "epsilon": epsilon}, dtype=self.dtype_policy, name="bn")
+        self.bn = BatchNorm(**{**BN, "epsilon": epsilon}, dtype=self.dtype_policy, name="bn")
 
     def build(self, input_shape):
         check_shape(input_shape, "B T H W C", known=("C",))
@@ -68,6 +69,10 @@ class Conv3DBN(keras.layers.Layer):
     def call(self, inputs, training=None):
         padded = ops.pad(inputs, self.pad) if self.pad else inputs
         return self.activate(self.bn(self.conv(padded), training=training))  # (B, T', H', W', filters)
+
+    def fold_batch_norm(self):
+        """Puts the normalisation's scale into the kernel (see :func:`keras_stss.layers.batch_norm.fold_into`)."""
+        fold_into(self.conv.kernel, self.bn)
 
     def compute_output_shape(self, input_shape):
         sides = (size and (size - 1) // step + 1 for size, step in zip(input_shape[1:4], triple(self.strides)))

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_stss.layers.batch_norm import BatchNorm, fold_into
 from keras_stss.layers.fold import fold, unfold
 
 #: PyTorch's defaults, in which the papers' models were trained (its momentum 0.1 is Keras' 0.9).
@@ -62,7 +63,7 @@ class ConvBN(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="conv",
         )
-        self.bn = keras.layers.BatchNormalization(**BN, dtype=self.dtype_policy, name="bn")
+        self.bn = BatchNorm(**BN, dtype=self.dtype_policy, name="bn")
 
     def _folded_shape(self, shape):
         pads = self.pad or [(0, 0)] * 4
@@ -80,6 +81,10 @@ class ConvBN(keras.layers.Layer):
             outputs = ops.pad(outputs, self.pad)
         outputs = self.activate(self.bn(self.conv(outputs), training=training))  # (N, H', W', filters)
         return unfold(outputs, like=inputs)  # (…, H', W', filters)
+
+    def fold_batch_norm(self):
+        """Puts the normalisation's scale into the kernel (see :func:`keras_stss.layers.batch_norm.fold_into`)."""
+        fold_into(self.conv.kernel, self.bn)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-3], *self.conv.compute_output_shape(self._folded_shape(input_shape))[1:])

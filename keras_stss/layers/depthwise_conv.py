@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_stss.layers.batch_norm import BatchNorm, fold_into
 from keras_stss.layers.conv_bn import BN, check_padding, pair
 from keras_stss.layers.fold import fold, unfold
 
@@ -45,7 +46,7 @@ class DepthwiseConvBN(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="depthwise",
         )
-        self.bn = keras.layers.BatchNormalization(**BN, dtype=self.dtype_policy, name="bn")
+        self.bn = BatchNorm(**BN, dtype=self.dtype_policy, name="bn")
 
     def build(self, input_shape):
         pads = self.pad or [(0, 0)] * 4
@@ -60,6 +61,10 @@ class DepthwiseConvBN(keras.layers.Layer):
             maps = ops.pad(maps, self.pad)
         maps = self.activate(self.bn(self.depthwise(maps), training=training))  # (N, H', W', C)
         return unfold(maps, like=inputs)  # (…, H', W', C)
+
+    def fold_batch_norm(self):
+        """Puts the normalisation's scale into the kernel (see :func:`keras_stss.layers.batch_norm.fold_into`)."""
+        fold_into(self.depthwise.kernel, self.bn, axis=2)
 
     def compute_output_shape(self, input_shape):
         sides = (size and (size - 1) // self.strides + 1 for size in input_shape[-3:-1])

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_stss.layers.batch_norm import BatchNorm, fold_into
 from keras_stss.layers.conv_bn import BN, ConvBN
 from keras_stss.layers.fold import fold, unfold
 from keras_stss.layers.resize import repeat
@@ -146,7 +147,7 @@ class ConvIntegrator(keras.layers.Layer):
             self.fuse = ConvBN(filters, 1, dtype=policy, name="fuse")
         else:
             self.project = keras.layers.Conv2D(filters, 1, use_bias=False, dtype=policy, name="project")
-            self.bn = keras.layers.BatchNormalization(**BN, gamma_initializer="zeros", dtype=policy, name="bn")
+            self.bn = BatchNorm(**BN, gamma_initializer="zeros", dtype=policy, name="bn")
 
     def _per_offset(self):
         """The convolutions that see one offset; the others, if any, see all."""
@@ -183,9 +184,17 @@ class ConvIntegrator(keras.layers.Layer):
         if self.upsample == 1:
             return maps
         count, height, width, channels = sizes(maps)
-        cells, between = ops.reshape(maps, (count, height, 1, width, 1, channels)), (0, self.upsample - 1)
-        cells = ops.pad(cells, [(0, 0), (0, 0), between, (0, 0), between, (0, 0)])  # (N, H, s, W, s, C)
-        return ops.reshape(cells, (count, self.upsample * height, self.upsample * width, channels))
+        pads, wide = [(0, 0), (0, self.upsample - 1), (0, 0)], self.upsample * width
+        # Side after side: LiteRT pads five axes at most.
+        cells = ops.pad(ops.reshape(maps, (count * height * width, 1, channels)), pads)  # (NHW, s, C)
+        rows = ops.pad(ops.reshape(cells, (count * height, 1, wide * channels)), pads)  # (NH, s, sW·C)
+        return ops.reshape(rows, (count, self.upsample * height, wide, channels))
+
+    def fold_batch_norm(self):
+        """Puts its own normalisation's scale, if it has one, into the projection before it."""
+        if self.variant == "released":
+            # What is spread between the two is zeros, which no scale changes.
+            fold_into(self.project.kernel, self.bn)
 
     def compute_output_shape(self, input_shape):
         return enlarged(input_shape, self.upsample, self.filters)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_stss.layers.batch_norm import BatchNorm, fold_into
 from keras_stss.layers.conv_bn import BN, check_padding, pair
 from keras_stss.layers.fold import fold, unfold
 from keras_stss.ops.sizes import sizes
@@ -35,7 +36,7 @@ class MapConvBN(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.strides = strides
         self.padding = padding
-        self.bn = keras.layers.BatchNormalization(**BN, dtype=self.dtype_policy, name="bn")
+        self.bn = BatchNorm(**BN, dtype=self.dtype_policy, name="bn")
 
     @property
     def radius(self):
@@ -87,6 +88,8 @@ class MapConvBN(keras.layers.Layer):
         times more. Half precision is widened to float32, as Keras does.
         """
         dtype = wide.dtype
+        if self.bn.folded:
+            return wide + ops.cast(ops.tile(ops.convert_to_tensor(self.bn.beta), copies), dtype)
         wide = ops.cast(wide, "float32")
         if self.takes_statistics(training):
             mean = self._by_channel(ops.mean(wide, axis=0), copies)  # (F,)
@@ -130,6 +133,10 @@ class MapConvBN(keras.layers.Layer):
         matrix = ops.reshape(ops.matmul(band, flat), (width, out_width, rows, channels, filters))
         matrix = ops.transpose(matrix, (2, 0, 3, 1, 4))  # (kh, V, C, V', F)
         return ops.reshape(matrix, (rows * width * channels, out_width * filters))
+
+    def fold_batch_norm(self):
+        """Puts the normalisation's scale into the kernel (see :func:`keras_stss.layers.batch_norm.fold_into`)."""
+        fold_into(self.kernel, self.bn)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-3], *self._geometry(input_shape)[3], self.filters)

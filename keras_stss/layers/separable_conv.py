@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_stss.layers.batch_norm import BatchNorm, fold_into
 from keras_stss.layers.conv_bn import BN, ConvBN, check_padding, pair
 from keras_stss.layers.fold import fold, unfold
 
@@ -39,7 +40,7 @@ class SeparableConvBN(keras.layers.Layer):
             dtype=policy,
             name="depthwise",
         )
-        self.bn = keras.layers.BatchNormalization(**BN, dtype=policy, name="bn")
+        self.bn = BatchNorm(**BN, dtype=policy, name="bn")
         self.pointwise = ConvBN(filters, 1, activation=activation, dtype=policy, name="pointwise")
 
     def build(self, input_shape):
@@ -52,6 +53,10 @@ class SeparableConvBN(keras.layers.Layer):
     def call(self, inputs, training=None):
         maps = self.activate(self.bn(self.depthwise(fold(inputs)), training=training))  # (N, H, W, C)
         return unfold(self.pointwise(maps, training=training), like=inputs)  # (…, H, W, filters)
+
+    def fold_batch_norm(self):
+        """Puts the normalisation's scale into the kernel (see :func:`keras_stss.layers.batch_norm.fold_into`)."""
+        fold_into(self.depthwise.kernel, self.bn, axis=2)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)

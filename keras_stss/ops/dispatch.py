@@ -103,6 +103,13 @@ def native_status():
     return library.status()
 
 
+def native_library():
+    """Path of the native library's file (``pathlib.Path``), for whoever loads a graph that holds its operations."""
+    from keras_stss.ops.native import build, library
+
+    return library.FOLDER / build.LIBRARY
+
+
 def log_native_status():
     """Logs one line that says which form of the operations runs in this process."""
     _told.add(line := f"native operations: {_summary()}")

@@ -1,5 +1,6 @@
 """The mean place in a window, weighed by a softmax."""
 
+import numpy as np
 from keras import ops
 
 from keras_stss.ops.sizes import sizes
@@ -26,14 +27,16 @@ def mean_displacement(scores, rows, temperature):
     columns = scores.shape[-1] // rows
     # Keras warns of a softmax over a single element.
     weights = ops.softmax(scores / temperature, axis=-1) if scores.shape[-1] > 1 else ops.ones_like(scores)
-    weights = ops.reshape(weights, (-1, rows, columns))
-    vertical = _mean_place(ops.sum(weights, axis=2), rows)  # (N,)
-    horizontal = _mean_place(ops.sum(weights, axis=1), columns)
-    return ops.stack([horizontal, vertical], axis=-1)
+    # Along the flat window: of a sum over columns, weighed by row and summed, OpenVINO makes another number.
+    down, right = np.repeat(_places(rows), columns), np.tile(_places(columns), rows)  # (U·V,)
+    return ops.stack([_weighed_sum(weights, right), _weighed_sum(weights, down)], axis=-1)
 
 
-def _mean_place(weights, side):
-    """(N, side) of weights → (N,): their mean place between -1 and 1, 0 in the middle."""
-    radius = max(side // 2, 1)
-    places = (ops.arange(side, dtype=weights.dtype) - side // 2) / radius
-    return ops.sum(weights * places, axis=-1)
+def _places(side):
+    """Places along a side, between -1 and 1, 0 in the middle."""
+    return (np.arange(side) - side // 2) / max(side // 2, 1)
+
+
+def _weighed_sum(weights, places):
+    """(N, U·V) → (N,)"""
+    return ops.sum(weights * ops.convert_to_tensor(places, dtype=weights.dtype), axis=-1)

@@ -2,12 +2,12 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator
 
 from keras_stss.training import drawing
+from keras_stss.training.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,10 @@ def _plot(folder, rows):
         axes.set_axisbelow(True)
     drawn.suptitle(_title(folder, rows), fontsize=11, parse_math=False)
     drawn.tight_layout(rect=(0, 0, 1, 0.98))
-    unfinished = folder / "summary.tmp.png"
-    drawn.savefig(unfinished)
-    os.replace(unfinished, folder / "summary.png")
-    return folder / "summary.png"
+    path = folder / "summary.png"
+    with replacing(path) as unfinished:
+        drawn.savefig(unfinished)
+    return path
 
 
 def _series(rows, key):
