@@ -145,21 +145,11 @@ def open_runs(options, protocol):
     Returns:
         List of :class:`OpenedRun`.
     """
+    from keras_stss.training.run import check_same_labels
+
     split_overrides(options)
     strategy = make_test_strategy(options.devices)
     runs = [OpenedRun(folder, options.overrides, strategy) for folder in options.runs]
-    first, *others = runs
-    for other in others:
-        if other.labels != first.labels:
-            raise ConfigError(_other_labels(first, other))
-    protocol.check(first.labels)
+    check_same_labels(runs, "such runs cannot be compared or averaged")
+    protocol.check(runs[0].labels)
     return runs
-
-
-def _other_labels(first, other):
-    lacking = [text for text in first.labels if text not in other.labels]
-    what = f"; {other.name} has no {lacking[0]!r}" if lacking else ", or their order is"
-    return (
-        f"the labels of {first.name} ({len(first.labels)}) and {other.name} ({len(other.labels)}) are different{what}: "
-        "such runs cannot be compared or averaged"
-    )

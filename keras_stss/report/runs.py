@@ -15,7 +15,7 @@ from keras_stss.data.annotations import Clip, DataError, read_annotations
 from keras_stss.evaluation.figures import all_figures
 from keras_stss.evaluation.protocols import DEFAULT, PROTOCOLS
 from keras_stss.evaluation.scores import Scores, clip_names, what_scores_depend_on
-from keras_stss.training.run import Run
+from keras_stss.training.run import Run, check_same_labels
 
 _FIGURES = (
     "top1",
@@ -99,9 +99,7 @@ def read_runs(folders, overrides=()):
     """
     names = _short_names(folders)
     runs = [_read_run(name, Path(folder), overrides) for name, folder in zip(names, folders, strict=True)]
-    for other in runs[1:]:
-        if other.labels != runs[0].labels:
-            raise ConfigError(_other_labels(runs[0], other))
+    check_same_labels(runs, "make a page for each")
     for run in runs:
         run.robustness = next(filter(None, (_robustness_of(run, other) for other in (run, *runs))), None)
     return runs
@@ -117,15 +115,6 @@ def _short_names(folders):
         if len(set(names)) == len(names):
             break
     return names
-
-
-def _other_labels(first, other):
-    lacking = [text for text in first.labels if text not in other.labels]
-    what = f"{other.name} has no {lacking[0]!r}" if lacking else "or their order is"
-    return (
-        f"the labels of {first.name} ({len(first.labels)}) and {other.name} ({len(other.labels)}) are different, "
-        f"{what}: make a page for each"
-    )
 
 
 def _read_run(name, folder, overrides):

@@ -242,6 +242,24 @@ def read_run(folder):
     return run, load_config(run.folder / "config.yaml"), run.labels()
 
 
+def check_same_labels(runs, advice):
+    """Raises ConfigError where runs do not know the same classes in the same order.
+
+    Args:
+        runs: objects with ``name`` and ``labels``.
+        advice: what that means for the user, the message's end.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        if other.labels != first.labels:
+            lacking = [text for text in first.labels if text not in other.labels]
+            what = f"{other.name} has no {lacking[0]!r}" if lacking else "or their order is"
+            raise ConfigError(
+                f"the labels of {first.name} ({len(first.labels)}) and {other.name} ({len(other.labels)}) are "
+                f"different, {what}: {advice}"
+            )
+
+
 def _read_json(path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
