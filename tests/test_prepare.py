@@ -192,6 +192,8 @@ class TestCommand:
         assert (tmp_path / "out" / "report.html").is_file()
         assert main([*given, "data.max_unreadable=0.5", "--json", "--depth", "files"]) == 0
         assert json.loads(capsys.readouterr().out)["clips"]["train"] == 6
+        assert main([*given, "--samples", "-3"]) == 2
+        assert "--samples must not be negative. Received: -3" in capsys.readouterr().err
 
     def test_nothing_there(self, tmp_path, capsys):
         assert main(["prepare", "kinetics", str(tmp_path)]) == 2

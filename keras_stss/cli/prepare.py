@@ -81,6 +81,8 @@ def _prepare_synthetic(options):
 
 
 def _prepare_data_set(options):
+    if options.samples < 0:
+        raise ConfigError(f"--samples must not be negative. Received: {options.samples}")
     data = _data_section(options)
     from keras_stss.data.annotations import check_there
 
