@@ -12,8 +12,8 @@ from keras_stss.config import parse_config
 from keras_stss.config.recipe import BoardConfig
 from keras_stss.evaluation.colors import displacement_colors
 from keras_stss.models import build_model
-from keras_stss.training import drawing
-from keras_stss.training.board import Board, motion_sheet, offsets_of
+from keras_stss.training.showing import drawing
+from keras_stss.training.showing.board import Board, motion_sheet, offsets_of
 
 LABELS = ["Moving $5 | and $6", "Turning", "Never seen"]
 

@@ -14,10 +14,10 @@ import tensorflow as tf
 
 from keras_stss.cli import main
 from keras_stss.config import ConfigError, dump_config, load_config, parse_config
-from keras_stss.training import checkpoint, files
-from keras_stss.training.checkpoint import CheckpointError, Checkpoints
-from keras_stss.training.files import DiskFull
-from keras_stss.training.run import FREE_KEYS, Run, is_better
+from keras_stss.training.saving import checkpoint, files
+from keras_stss.training.saving.checkpoint import CheckpointError, Checkpoints
+from keras_stss.training.saving.files import DiskFull
+from keras_stss.training.saving.run import FREE_KEYS, Run, is_better
 
 LABELS = ["left", "right"]
 

@@ -16,9 +16,9 @@ import yaml
 
 from keras_stss.cli import _parse
 from keras_stss.config import ConfigError, TrainConfig, load_config
-from keras_stss.training import meeting
-from keras_stss.training.cluster import Cluster, expand_hosts, find_cluster
-from keras_stss.training.meeting import meet, tell_end
+from keras_stss.training.workers import meeting
+from keras_stss.training.workers.cluster import Cluster, expand_hosts, find_cluster
+from keras_stss.training.workers.meeting import meet, tell_end
 
 AUTO, MULTI = TrainConfig(), TrainConfig(strategy="multi_worker")
 SLURM = {
@@ -209,7 +209,7 @@ def test_a_worker_that_has_ended_for_good_is_not_waited_for(addresses, ended):
 WORKER = """
 import os, signal, sys, time
 from keras_stss.config import TrainConfig
-from keras_stss.training.supervise import LOST, all_end, restarted, supervise
+from keras_stss.training.workers.supervise import LOST, all_end, restarted, supervise
 folder, what = sys.argv[1:]
 code = supervise(TrainConfig(restarts=2))
 if code is not None:

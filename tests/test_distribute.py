@@ -14,7 +14,7 @@ from conftest import tiny_values
 
 from keras_stss.cli import main
 from keras_stss.config import ConfigError, TrainConfig
-from keras_stss.training.distribute import components, make_strategy
+from keras_stss.training.workers.distribute import components, make_strategy
 
 # argv: the config, the folder of the runs. Prints one JSON object.
 SCRIPT = """
@@ -29,7 +29,7 @@ from keras_stss.evaluation.evaluate import Scorer, evaluate
 from keras_stss.models import build_model, load_model
 from keras_stss.training import loop
 from keras_stss.training.batch_norm import prepare_batch_norm
-from keras_stss.training.distribute import (
+from keras_stss.training.workers.distribute import (
     average_statistics, broadcast, components, from_chief, gather, is_chief, make_strategy, spread_seeds, workers)
 from keras_stss.training.groups import parameter_groups
 from keras_stss.training.optimizer import MomentumSGD

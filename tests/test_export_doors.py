@@ -283,7 +283,7 @@ def test_wrong_requests(run_folder, tmp_path, monkeypatch):
 
 def test_comparison_and_speed(run_folder):
     model = load_model(run_folder)
-    from keras_stss.training.run import read_run
+    from keras_stss.training.saving.run import read_run
 
     case = make_case(model, read_run(run_folder)[1].data, batch=3)
     assert len(case.clips) % 3 == 0 and case.validation == 0 and case.clips.dtype == np.uint8

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from keras_stss.training import progress
-from keras_stss.training.progress import ProgressLine
+from keras_stss.training.showing import progress
+from keras_stss.training.showing.progress import ProgressLine
 
 
 class Clock:

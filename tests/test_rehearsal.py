@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -12,7 +13,7 @@ from keras_stss.config import ConfigError, load_config
 from keras_stss.data.annotations.data_set import DataSet
 from keras_stss.export import export_run
 from keras_stss.training import rehearsal
-from keras_stss.training.preempt import Preempted
+from keras_stss.training.workers.preempt import Preempted
 
 
 @pytest.fixture
@@ -116,6 +117,9 @@ def test_what_goes_wrong_is_told_and_leaves_nothing(rehearse, tmp_path, monkeypa
 
 
 def test_lists_are_cut_evenly():
-    clips = list(range(1000))
-    cut = rehearsal._cut(DataSet(clips, clips[:3], ["a"]), 4, 4)
-    assert (cut.train, cut.validation) == ([0, 250, 500, 750], [0, 1, 2])
+    clips = [SimpleNamespace(name=name, label=name % 4) for name in range(1000)]  # classes that take turns, as cards do
+    cut = rehearsal._cut(DataSet(clips, clips[:3], ["a"]), 8, 8)
+    assert [(clip.label, clip.name) for clip in cut.train] == [
+        (label, 4 * number + label) for label in range(4) for number in (0, 125)
+    ]
+    assert cut.validation == clips[:3]

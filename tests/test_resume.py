@@ -22,7 +22,8 @@ STEPS, PER_EPOCH = 20, 5
 DRIVER = """
 import json, os, signal, sys
 from keras_stss.cli import main
-from keras_stss.training import checkpoint, loop
+from keras_stss.training import loop
+from keras_stss.training.saving import checkpoint
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have been told to ignore it
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_stss.training import summary
-from keras_stss.training.summary import plot_run
+from keras_stss.training.showing import summary
+from keras_stss.training.showing.summary import plot_run
 
 
 def read(path):

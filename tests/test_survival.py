@@ -16,8 +16,8 @@ import yaml
 from conftest import tiny_values
 
 from keras_stss.models import load_model
-from keras_stss.training import preempt
-from keras_stss.training.preempt import PREEMPTED, Preemption
+from keras_stss.training.workers import preempt
+from keras_stss.training.workers.preempt import PREEMPTED, Preemption
 
 STEPS = 9
 SEED = int(os.environ.get("SURVIVAL_SEED", "6"))
@@ -30,7 +30,8 @@ DRIVER = """
 import collections, json, os, re, resource, signal, sys, traceback
 import numpy as np
 from keras_stss.cli import main
-from keras_stss.training import checkpoint, loop
+from keras_stss.training import loop
+from keras_stss.training.saving import checkpoint
 
 counts = collections.Counter()
 

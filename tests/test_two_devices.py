@@ -20,7 +20,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from keras_stss.config import TrainConfig
 from keras_stss.layers import ConvBN, ConvExtractor, SpatioTemporalSelfSimilarity
 from keras_stss.training.batch_norm import layers, prepare_batch_norm, statistics
-from keras_stss.training.distribute import broadcast, components
+from keras_stss.training.workers.distribute import broadcast, components
 from keras_stss.training.groups import parameter_groups
 from keras_stss.training.losses import cross_entropy, global_total, twins
 from keras_stss.training.optimizer import MomentumSGD

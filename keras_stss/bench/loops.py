@@ -106,7 +106,7 @@ def _loop(xla):
 
     def make(case, arrays, mode):
         from keras_stss.training import loop as module
-        from keras_stss.training.progress import ProgressLine
+        from keras_stss.training.showing.progress import ProgressLine
 
         waiting = _waited.setdefault("loop, XLA" if xla else "loop", [])
 

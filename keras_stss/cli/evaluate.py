@@ -73,7 +73,7 @@ def _figures(tested, scores, name, protocol):
     """All figures, which are written into the run's folder."""
     from keras_stss.evaluation.figures import all_figures
     from keras_stss.evaluation.protocols import DEFAULT
-    from keras_stss.training.files import write_atomically
+    from keras_stss.training.saving.files import write_atomically
 
     folder = tested.run.folder
     head = {"protocol": name, "views": protocol.views.views, "average": protocol.average}

@@ -138,7 +138,7 @@ class _OpenRun:
 
 
 def _open_runs(options, protocol):
-    from keras_stss.training.run import read_run
+    from keras_stss.training.saving.run import read_run
 
     runs = [_OpenRun(*read_run(folder)) for folder in (options.run, *(options.others or ()))]
     for other in runs[1:]:
@@ -236,7 +236,7 @@ class _Progress:
         from rich.console import Console
         from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-        from keras_stss.training.progress import Counter
+        from keras_stss.training.showing.progress import Counter
 
         self.before, self.count, self.began, self.bar = done, done, time.monotonic(), None
         console = Console(stderr=True)

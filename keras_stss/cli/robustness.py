@@ -93,7 +93,7 @@ def _one_run(opened, name, protocol, levels, options):
 
 def _write(folder, result):
     from keras_stss.evaluation.robustness import draw_robustness, save_robustness_csv
-    from keras_stss.training.files import replacing, write_atomically
+    from keras_stss.training.saving.files import replacing, write_atomically
 
     write_atomically(folder / "robustness.json", json.dumps(result, indent=1) + "\n")
     with replacing(folder / "robustness.csv") as unfinished:

@@ -42,7 +42,7 @@ def make_test_strategy(devices=None):
     """The devices to test on: all GPUs, or so many of them; without GPUs the CPU, or so many parts of it."""
     import tensorflow as tf
 
-    from keras_stss.training.distribute import make_strategy
+    from keras_stss.training.workers.distribute import make_strategy
 
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices must be at least 1. Received: {devices}")
@@ -71,7 +71,7 @@ class OpenedRun:
 
     def __init__(self, folder, overrides, strategy):
         from keras_stss.data.annotations import DataError, read_annotations
-        from keras_stss.training.run import read_run
+        from keras_stss.training.saving.run import read_run
 
         self.name, self.strategy, self._scorer, self._depends = str(folder), strategy, None, {}
         self.run, self.config, self.labels = read_run(folder)
@@ -100,7 +100,7 @@ class OpenedRun:
         """
         from keras_stss.data.pipeline import Unreadable
         from keras_stss.evaluation.scores import Scores, what_scores_depend_on
-        from keras_stss.training.files import replacing
+        from keras_stss.training.saving.files import replacing
 
         if protocol not in self._depends:  # the digest of a large model takes its time
             self._depends[protocol] = what_scores_depend_on(self.run.best, self.clips, self.config.data, protocol)
@@ -126,7 +126,7 @@ class OpenedRun:
     def _score(self, protocol, change):
         from keras_stss.evaluation.evaluate import Scorer
         from keras_stss.models import load_model
-        from keras_stss.training.progress import Counter
+        from keras_stss.training.showing.progress import Counter
 
         if self._scorer is None:
             with self.strategy.scope():
@@ -145,7 +145,7 @@ def open_runs(options, protocol):
     Returns:
         List of :class:`OpenedRun`.
     """
-    from keras_stss.training.run import check_same_labels
+    from keras_stss.training.saving.run import check_same_labels
 
     split_overrides(options)
     strategy = make_test_strategy(options.devices)

@@ -33,7 +33,7 @@ def _train(options):
 
 def _train_or_go_on(options):
     config = load_config(options.config, options.overrides)
-    from keras_stss.training.supervise import LOST, supervise
+    from keras_stss.training.workers.supervise import LOST, supervise
 
     code = supervise(config.train)  # one of several workers: here its supervisor ends, and the worker goes on
     if code is not None:
@@ -41,8 +41,8 @@ def _train_or_go_on(options):
     from keras_stss.data.annotations import check_there
 
     check_there(config.data)  # before TensorFlow starts, which takes longer than to see that the data is not there
-    from keras_stss.training.distribute import WorkerLost
-    from keras_stss.training.preempt import PREEMPTED, Preempted
+    from keras_stss.training.workers.distribute import WorkerLost
+    from keras_stss.training.workers.preempt import PREEMPTED, Preempted
 
     name, stream = Path(options.config).stem, sys.stderr if options.json else sys.stdout
     try:

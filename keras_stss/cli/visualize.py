@@ -41,7 +41,7 @@ def _visualize(options):
     _check(options)
     point = _point(options.point)
     from keras_stss.models import load_model
-    from keras_stss.training.run import read_run
+    from keras_stss.training.saving.run import read_run
     from keras_stss.visualize import page
 
     run, config, labels = read_run(options.run)
@@ -155,7 +155,7 @@ def _failed(name, reason, options, failures):
 def _plane(model, labels, config, options, out, failures):
     """Draws a set's features in the plane; its section, or none where that is not possible."""
     from keras_stss.data.annotations import DataError, read_annotations, read_table
-    from keras_stss.training.progress import Counter
+    from keras_stss.training.showing.progress import Counter
     from keras_stss.visualize import VisualizeError, embedding
 
     method = "t-SNE" if options.tsne else "principal components"
@@ -200,7 +200,7 @@ def _placed(features, options):
 def _write_plane(clips, places, names, said, title, note, out):
     """Writes features.png and features.csv; the section of the page."""
     from keras_stss import pages
-    from keras_stss.training.files import replacing
+    from keras_stss.training.saving.files import replacing
     from keras_stss.visualize import embedding, page
 
     classes = [clip.label for clip in clips]

@@ -18,7 +18,7 @@ def watch(options):
     from keras_stss.live import watch as follow
     from keras_stss.live.feed import timed
     from keras_stss.models import load_model
-    from keras_stss.training.run import read_run
+    from keras_stss.training.saving.run import read_run
 
     run, config, labels = read_run(options.run)
     with contextlib.ExitStack() as stack:

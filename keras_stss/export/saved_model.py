@@ -22,7 +22,7 @@ from keras_stss.export.fold import fold_batch_norm
 from keras_stss.export.place import check_target, size, writing
 from keras_stss.models.build import load_model
 from keras_stss.ops import dispatch, native_status, portable
-from keras_stss.training.run import read_run
+from keras_stss.training.saving.run import read_run
 
 #: File that every SavedModel has.
 MARKER = "saved_model.pb"

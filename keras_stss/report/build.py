@@ -7,7 +7,7 @@ from keras_stss.report import classes, results, settings
 from keras_stss.report.clips import Clips
 from keras_stss.report.look import SCRIPT, STYLE
 from keras_stss.report.runs import read_runs
-from keras_stss.training.files import replacing
+from keras_stss.training.saving.files import replacing
 
 #: Clips of a section, and those of them with a video of what the network sees.
 CLIPS, OVERLAYS = 12, 4

@@ -15,7 +15,7 @@ from keras_stss.data.annotations import Clip, DataError, read_annotations
 from keras_stss.evaluation.figures import all_figures
 from keras_stss.evaluation.protocols import DEFAULT, PROTOCOLS
 from keras_stss.evaluation.scores import Scores, clip_names, what_scores_depend_on
-from keras_stss.training.run import Run, check_same_labels
+from keras_stss.training.saving.run import Run, check_same_labels
 
 _FIGURES = (
     "top1",

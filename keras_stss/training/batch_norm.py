@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_stss.config import ConfigError
 from keras_stss.layers.map_conv import over_devices
-from keras_stss.training.distribute import components
 from keras_stss.training.groups import BLOCKS
+from keras_stss.training.workers.distribute import components
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,19 @@ from keras_stss.evaluation.evaluate import Scorer, evaluate
 from keras_stss.evaluation.metrics import class_accuracies
 from keras_stss.models import build_model, load_model, load_pretrained, transfer_weights
 from keras_stss.ops.dispatch import log_native_status
+from keras_stss.training.agree import check_same_data, on_chief
 from keras_stss.training.batch_norm import check_frozen, ordinary, prepare_batch_norm, statistics
-from keras_stss.training.board import Board
-from keras_stss.training.checkpoint import CheckpointError, Checkpoints
-from keras_stss.training.distribute import (
+from keras_stss.training.groups import parameter_groups
+from keras_stss.training.optimizer import MomentumSGD, learning_rate, unreached
+from keras_stss.training.saving.checkpoint import Checkpoints
+from keras_stss.training.saving.files import write_atomically
+from keras_stss.training.saving.run import Run, is_better
+from keras_stss.training.showing.board import Board
+from keras_stss.training.showing.pictures import draw
+from keras_stss.training.showing.progress import ProgressLine
+from keras_stss.training.showing.summary import plot_run
+from keras_stss.training.step import Figures, make_step
+from keras_stss.training.workers.distribute import (
     average_statistics,
     broadcast,
     components,
@@ -38,16 +47,8 @@ from keras_stss.training.distribute import (
     training_batches,
     workers,
 )
-from keras_stss.training.files import write_atomically
-from keras_stss.training.groups import parameter_groups
-from keras_stss.training.optimizer import MomentumSGD, learning_rate, unreached
-from keras_stss.training.pictures import draw
-from keras_stss.training.preempt import Preempted, Preemption
-from keras_stss.training.progress import ProgressLine
-from keras_stss.training.run import Run, is_better
-from keras_stss.training.step import Figures, make_step
-from keras_stss.training.summary import plot_run
-from keras_stss.training.supervise import all_end, restarted
+from keras_stss.training.workers.preempt import Preempted, Preemption
+from keras_stss.training.workers.supervise import all_end, restarted
 
 log = logging.getLogger(__name__)
 
@@ -128,40 +129,6 @@ def _train_one(config, folder, stream, strategy):
         return {"run": str(folder), **Training(config, data_set, strategy, run, stream, preemption).go()}
 
 
-def on_chief(strategy, action):
-    """Runs an action on the chief; all workers call this.
-
-    Args:
-        strategy: ``tf.distribute.Strategy``.
-        action: function without arguments.
-
-    Raises:
-        ConfigError: on all workers, with the same words, where the action raised an error that the user can mend.
-    """
-    fault = None
-    if is_chief(strategy):
-        try:
-            action()
-        except (ConfigError, CheckpointError, OSError) as error:
-            fault = str(error)
-    if fault := from_chief(strategy, fault):
-        all_end()
-        raise ConfigError(fault)
-
-
-def check_same_data(strategy, data_set):
-    """Raises ConfigError where the workers have not read the same lists; all of them call this."""
-    mine = [len(data_set.train), len(data_set.validation), len(data_set.labels), data_set.digest()]
-    for number, other in enumerate(gather(strategy, mine)):
-        if other != mine:
-            all_end()
-            same = " (other clips, parts or labels)" if other[:3] == mine[:3] else ""
-            raise ConfigError(
-                f"the workers' data sets differ: {mine[0]} and {mine[1]} clips, {mine[2]} labels here; "
-                f"{other[0]}, {other[1]} and {other[2]} on worker {number}{same}. Give all of them the same lists"
-            )
-
-
 class Training:
     """A run in this process.
 
@@ -169,9 +136,9 @@ class Training:
         config: :class:`keras_stss.config.Config`.
         data_set: clips and labels, as :func:`keras_stss.data.annotations.read_annotations` gives them.
         strategy: ``tf.distribute.Strategy``.
-        run: :class:`keras_stss.training.run.Run`, opened.
+        run: :class:`keras_stss.training.saving.run.Run`, opened.
         stream: text stream for the progress.
-        preemption: :class:`keras_stss.training.preempt.Preemption`, entered; None looks at no signals.
+        preemption: :class:`keras_stss.training.workers.preempt.Preemption`, entered; None looks at no signals.
         total_steps: where the run ends (default: after ``train.epochs``).
 
     Attributes:

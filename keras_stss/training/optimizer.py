@@ -6,7 +6,7 @@ import math
 
 import tensorflow as tf
 
-from keras_stss.training.distribute import components
+from keras_stss.training.workers.distribute import components
 
 #: Dynamic loss scaling of mixed_float16: start, and steps without overflow before the scale is doubled.
 INITIAL_SCALE = 2.0**15

@@ -15,12 +15,13 @@ import tensorflow as tf
 
 from keras_stss.config import ConfigError
 from keras_stss.data.annotations import groups, read_annotations
-from keras_stss.training.distribute import is_chief, lost_workers_told, make_strategy
+from keras_stss.training.agree import check_same_data, on_chief
 from keras_stss.training.groups import describe, parameter_groups
-from keras_stss.training.loop import Training, check_same_data, on_chief, with_absolute_paths
-from keras_stss.training.preempt import clearing_away
-from keras_stss.training.run import Run
+from keras_stss.training.loop import Training, with_absolute_paths
+from keras_stss.training.saving.run import Run
 from keras_stss.training.step import Figures
+from keras_stss.training.workers.distribute import is_chief, lost_workers_told, make_strategy
+from keras_stss.training.workers.preempt import clearing_away
 
 #: Steps before the run is left, and again after it was taken up.
 STEPS = 2
@@ -225,10 +226,14 @@ def _looking_often(config):
 
 
 def _cut(data_set, train, validation):
-    """The data set with so many clips at most, evenly spread over its lists."""
+    """The data set with so many clips at most, evenly spread over its classes and lists."""
 
     def spread(clips, count):
-        return clips if len(clips) <= count else [clips[number * len(clips) // count] for number in range(count)]
+        if len(clips) <= count:
+            return clips
+        # By class: where the classes of a list take turns, every so many clips may be one class alone.
+        clips = sorted(clips, key=lambda clip: clip.label)
+        return [clips[number * len(clips) // count] for number in range(count)]
 
     return dataclasses.replace(
         data_set, train=spread(data_set.train, train), validation=spread(data_set.validation, validation)

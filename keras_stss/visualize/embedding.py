@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from keras_stss.evaluation.evaluate import Scorer
-from keras_stss.training import drawing
+from keras_stss.training.showing import drawing
 from keras_stss.visualize.network import VisualizeError
 
 #: Features are reduced to so many numbers before t-SNE, as van der Maaten and Hinton do.

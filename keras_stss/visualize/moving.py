@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_stss.evaluation.colors import full_length, wheel
-from keras_stss.training import drawing
+from keras_stss.training.showing import drawing
 from keras_stss.visualize import pictures
 
 #: Side of a picture, and at most so many blocks beside the frame.

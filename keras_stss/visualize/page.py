@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from keras_stss import pages
 from keras_stss.data.write_video import encode_video
-from keras_stss.training.files import replacing, write_atomically
+from keras_stss.training.saving.files import replacing, write_atomically
 from keras_stss.visualize import pictures
 from keras_stss.visualize.moving import BLOCKS, overlay_frames
 

@@ -5,8 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_stss.evaluation.colors import as_large, displacement_colors, full_length, short, wheel
-from keras_stss.training import drawing
-from keras_stss.training.drawing import Row
+from keras_stss.training.showing import drawing
+from keras_stss.training.showing.drawing import Row
 
 #: Pixels of the colour wheel, and of the bar beside other maps.
 WHEEL, BAR = 112, (112, 18)

@@ -25,7 +25,7 @@ def meet(cluster, facts, seconds):
     """Waits until all workers are there.
 
     Args:
-        cluster: :class:`keras_stss.training.cluster.Cluster`.
+        cluster: :class:`keras_stss.training.workers.cluster.Cluster`.
         facts: dictionary for JSON that has to be the same on all workers.
         seconds: how long to wait.
 
@@ -139,7 +139,7 @@ def tell_end(cluster, code, seconds):
     """Tells the other workers that this one has ended for good, so that they do not wait for it when they meet.
 
     Args:
-        cluster: :class:`keras_stss.training.cluster.Cluster`.
+        cluster: :class:`keras_stss.training.workers.cluster.Cluster`.
         code: this worker's exit code.
         seconds: how long to try; it returns as soon as all have heard, if they come.
     """

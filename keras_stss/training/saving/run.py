@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_stss.config import ConfigError, dump_config, load_config
-from keras_stss.training.files import is_unfinished, remove_unfinished, replacing, write_atomically
+from keras_stss.training.saving.files import is_unfinished, remove_unfinished, replacing, write_atomically
 
 log = logging.getLogger(__name__)
 

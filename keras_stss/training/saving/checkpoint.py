@@ -10,8 +10,8 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from keras_stss.training.distribute import components
-from keras_stss.training.files import DiskFull, remove_unfinished, replacing
+from keras_stss.training.saving.files import DiskFull, remove_unfinished, replacing
+from keras_stss.training.workers.distribute import components
 
 log = logging.getLogger(__name__)
 

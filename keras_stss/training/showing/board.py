@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from keras_stss.evaluation.colors import as_large, displacement_colors, full_length, short, wheel
 from keras_stss.models.features import feature_extractor
-from keras_stss.training import drawing
-from keras_stss.training.drawing import Row
+from keras_stss.training.showing import drawing
+from keras_stss.training.showing.drawing import Row
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ def draw(board, step, model, data_set, config, batch, scores):
     """Gives TensorBoard clips that were trained on, the surest wrong predictions, and displacement maps.
 
     Args:
-        board: :class:`keras_stss.training.board.Board`.
+        board: :class:`keras_stss.training.showing.board.Board`.
         step: steps done.
         model: the model.
         data_set: training and validation clips, labels.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator
 
-from keras_stss.training import drawing
-from keras_stss.training.files import replacing
+from keras_stss.training.saving.files import replacing
+from keras_stss.training.showing import drawing
 
 log = logging.getLogger(__name__)
 

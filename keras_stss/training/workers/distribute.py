@@ -12,9 +12,9 @@ from tensorflow.python.eager import context
 
 from keras_stss.config import ConfigError
 from keras_stss.data.workers import from_chief, gather, is_chief, training_batches, workers
-from keras_stss.training.cluster import find_cluster
-from keras_stss.training.meeting import meet
-from keras_stss.training.supervise import is_supervised
+from keras_stss.training.workers.cluster import find_cluster
+from keras_stss.training.workers.meeting import meet
+from keras_stss.training.workers.supervise import is_supervised
 
 __all__ = [
     "WorkerLost",

@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 
-from keras_stss.training.cluster import find_cluster
-from keras_stss.training.meeting import tell_end
-from keras_stss.training.preempt import PREEMPTED
+from keras_stss.training.workers.cluster import find_cluster
+from keras_stss.training.workers.meeting import tell_end
+from keras_stss.training.workers.preempt import PREEMPTED
 
 log = logging.getLogger(__name__)
 
