@@ -14,6 +14,7 @@ from keras_stss.blocks import (
 )
 from keras_stss.layers import (
     ChannelwiseMotion,
+    ClipMaxPooling,
     Conv3DBN,
     ConvBN,
     ConvExtractor,
@@ -259,6 +260,7 @@ CASES = {
     "shift": Case(TemporalShift, {"divisor": 4}, CLIP, CLIP2, FREE, CLIP),
     "shift-causal": Case(TemporalShift, {"divisor": 4, "causal": True}, CLIP, CLIP2, FREE, CLIP),
     "pool": Case(FrameMaxPooling, {}, CLIP, CLIP2, FREE, (2, 3, 3, 4, 4)),
+    "pool-clip": Case(ClipMaxPooling, {"pool_size": 3, "strides": (2, 2, 2)}, CLIP, CLIP2, FREE, (2, 2, 3, 4, 4)),
     "resize-up": Case(ResizeFrames, {"scale": 2}, CLIP, CLIP2, FREE, (2, 3, 12, 14, 4)),
     "resize-down": Case(ResizeFrames, {"scale": 0.5}, CLIP, CLIP2, FREE, (2, 3, 3, 4, 4)),
     "normalize": Case(

@@ -14,6 +14,7 @@ import keras_stss.blocks
 import keras_stss.layers
 from keras_stss.blocks import MotionSqueezeBlock, SELFYBlock, STCBlock
 from keras_stss.layers import (
+    ClipMaxPooling,
     ConvBN,
     ConvExtractor,
     ConvIntegrator,
@@ -304,6 +305,20 @@ def test_pool_pads_as_pytorch_does(size):
     for y, x in np.ndindex(height, width):
         expected[:, :, y, x] = padded[:, :, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3].max((2, 3))
     np.testing.assert_array_equal(FrameMaxPooling()(frames), expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 7), (5, 9, 8), (1, 1, 2)])
+@pytest.mark.parametrize(("size", "strides"), [((1, 3, 3), (1, 2, 2)), (3, 2), (2, (2, 2, 2)), (3, 1), ((3, 1, 1), 1)])
+def test_clip_pool_is_the_largest_of_each_box(shape, size, strides):
+    clip = sample((2, *shape, 3))
+    expected = keras.layers.MaxPooling3D(size, strides, "same", "channels_last")(clip)
+    np.testing.assert_array_equal(ClipMaxPooling(size, strides)(clip), expected)
+
+
+@pytest.mark.parametrize("wrong", [{"pool_size": (3, 3)}, {"strides": 0}])
+def test_clip_pool_of_no_box(wrong):
+    with pytest.raises(ValueError, match=r"whole numbers from 1, one or three each\. Received: pool_size="):
+        ClipMaxPooling(**wrong)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16", "mixed_bfloat16"])

@@ -1,5 +1,6 @@
 """One tensor step each; (B, T, H, W, C), channels last."""
 
+from keras_stss.layers.clip_pooling import ClipMaxPooling
 from keras_stss.layers.conv3d_bn import Conv3DBN
 from keras_stss.layers.conv_bn import ConvBN
 from keras_stss.layers.depthwise_conv import DepthwiseConvBN
@@ -21,6 +22,7 @@ from keras_stss.layers.temporal_shift import TemporalShift
 
 __all__ = [
     "ChannelwiseMotion",
+    "ClipMaxPooling",
     "Conv3DBN",
     "ConvBN",
     "ConvExtractor",

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_stss.layers.conv3d_bn import Conv3DBN
+from keras_stss.layers import ClipMaxPooling, Conv3DBN
 from keras_stss.models.channels import round_channels
 from keras_stss.models.stages import Stages
 
@@ -73,13 +73,7 @@ def i3d(frames, stem_kernel=(7, 7, 7), width_multiplier=1.0, stem_padding="same"
 
 
 def _pool_before(stage, x):
-    return _pool(x, *POOLS[stage], name=f"pool_before_{stage}")
-
-
-def _pool(x, kernel, strides, name):
-    # TensorFlow pools no float16 along time on a CPU; a maximum is the same number in float32.
-    dtype = keras.backend.result_type(x.dtype, "float32")
-    return keras.layers.MaxPooling3D(kernel, strides, "same", "channels_last", name=name, dtype=dtype)(x)
+    return ClipMaxPooling(*POOLS[stage], name=f"pool_before_{stage}")(x)
 
 
 def _inception(x, channels, name):
@@ -90,6 +84,6 @@ def _inception(x, channels, name):
     second = Conv3DBN(conv1, 3, name=f"{name}_branch1")(second)
     third = Conv3DBN(reduce2, 1, name=f"{name}_branch2_reduce")(x)
     third = Conv3DBN(conv2, 3, name=f"{name}_branch2")(third)
-    fourth = _pool(x, 3, 1, name=f"{name}_pool")
+    fourth = ClipMaxPooling(3, 1, name=f"{name}_pool")(x)
     fourth = Conv3DBN(pooled, 1, name=f"{name}_branch3")(fourth)
     return keras.layers.Concatenate(name=name)([first, second, third, fourth])
