@@ -101,7 +101,7 @@ setup(
         # Beside SavedModel and LiteRT, which TensorFlow writes by itself (docs/export.md).
         "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "tf2onnx>=1.17"],
         "openvino": ["openvino>=2025.0"],
-        "test": ["import-linter>=2", "pytest>=8", "ruff>=0.9"],
+        "test": ["import-linter>=2", "pytest>=8", "ruff>=0.9", "keras-stss[onnx,openvino,visualize]"],
     },
     entry_points={"console_scripts": ["keras-stss=keras_stss.cli:main"]},
 )
