@@ -271,8 +271,9 @@ def plot(trials, path):
     for axis in (above, below, frozen):
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
         axis.set_visible(bool(axis.get_legend_handles_labels()[0]))
+    for axis in (above, frozen):  # the panel between them has the first one's colours, and no room
+        axis.legend(fontsize=7)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
