@@ -51,7 +51,7 @@ def test_ties_count_against_the_label():
 def test_a_model_that_gives_no_numbers_is_never_right():
     nothing = np.full((4, 3), np.nan)
     figures = summarize(nothing, np.array([0, 0, 1, 2]), 3)
-    assert figures["top1"] == 0.0
+    assert figures["top1"] == figures["mean_class"] == 0.0
     partly = np.array([[np.nan, 1.0, 0.0], [0.0, np.nan, 5.0]])
     assert top_k_accuracy(partly, np.array([0, 2]), 1) == 0.0
 
@@ -67,7 +67,7 @@ def test_large_logits_do_not_overflow():
     logits = np.array([[1000.0, 0.0], [-1000.0, 1000.0]], np.float32)
     np.testing.assert_allclose(softmax(logits), [[1, 0], [0, 1]])
     assert cross_entropy(logits, np.array([0, 1])) == 0.0
-    assert math.isfinite(cross_entropy(logits, np.array([1, 0])))
+    assert cross_entropy(logits, np.array([1, 0])) == 1500.0
     np.testing.assert_allclose(softmax(np.zeros((2, 4))), 0.25)
 
 

@@ -119,6 +119,14 @@ def test_each_clip_gets_the_mean_of_its_views(clips, name, batch_size, together)
     assert set(model.seen) == {together} and together <= max(batch_size, 1)
 
 
+def test_one_scorer_takes_protocols_of_all_sizes(clips):
+    """Views of 24 pixels, then of 27: a graph that was traced anew for any size still knows how to cut them."""
+    scorer, data = Scorer(Colours()), config()
+    for name in ("10x3", "2x3-full", "10x1"):
+        _, logits, _ = scorer.score(clips, data, 7, protocol=PROTOCOLS[name])
+        np.testing.assert_allclose(softmax(logits), by_hand(clips, data, PROTOCOLS[name]), rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["1x1", "10x1"])
 def test_what_is_changed_is_what_the_model_sees(clips, name):
     protocol, data, given = PROTOCOLS[name], config(), {}

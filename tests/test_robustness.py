@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from untrained import write_runs
 
 from keras_stss.cli import main
@@ -50,6 +51,20 @@ def test_relative_accuracy_by_hand(tmp_path):
     assert lines[4].split() == ["fog", "a", "75.0%", "25.0%", "50.0%"] and lines[5].split() == ["fog", "b", "-", "-"]
     draw_robustness(tmp_path / "curves.png", [run, never])
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_legend_names_all_runs_as_they_are_called(tmp_path, monkeypatch, recwarn):
+    """Matplotlib passes over names that begin with _, and takes what stands between dollars for a formula."""
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    names = ["_new", "cost $5 and $6", "何か"]
+    draw_robustness(tmp_path / "c.png", [a_run(each, [0, 0, 1, 1, 2, 2], fog={1: [0] * 6}) for each in names])
+    texts = drawn[0].legends[0].get_texts()
+    assert [text.get_text() for text in texts] == [f"100.0% on clean clips: {name}" for name in names]
+    assert not any(text.get_parse_math() for text in texts)
+    monkeypatch.undo()
+    draw_robustness(tmp_path / "c.png", [a_run("何か", [0] * 6, fog={1: [0] * 6})])
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +136,21 @@ def seen_by(run, clip_set):
         return model(np.stack(frames), training=False).numpy()
 
     return logits
+
+
+def test_a_clip_that_cannot_be_read_is_told_once_and_left_out_everywhere(runs, clip_set, tmp_path, capsys, caplog):
+    run, root = shutil.copytree(runs[0], tmp_path / "run"), shutil.copytree(clip_set, tmp_path / "set")
+    (root / "20.mp4").write_bytes(b"")
+    arguments = ["robustness", str(run), f"data.root={root}", "--corruptions", "selfy", "--severities", "1,2", "--json"]
+    assert main(arguments) == 0
+    (figures,) = json.loads(capsys.readouterr().out)["runs"]
+    assert caplog.text.count("unreadable clip left out") == 1
+    told = [figures["clean"], *(row for rows in figures["corruptions"].values() for row in rows)]
+    assert [row["clips"] for row in told] == [6] * 5
+    (root / "20.mp4").write_bytes((root / "21.mp4").read_bytes())
+    assert main([*arguments, "--seed", "1"]) == 0  # clean scores as they are kept: the others are of the same clips
+    (figures,) = json.loads(capsys.readouterr().out)["runs"]
+    assert {row["clips"] for rows in figures["corruptions"].values() for row in rows} == {6}
 
 
 def test_refusals(runs, capsys):

@@ -18,7 +18,8 @@ from keras_stss.data.annotations import Clip, DataError, read_annotations
 from keras_stss.evaluation.evaluate import Scorer
 from keras_stss.evaluation.figures import all_figures, comparisons
 from keras_stss.evaluation.metrics import softmax
-from keras_stss.evaluation.scores import Scores, clip_names, matched, mean_of_models
+from keras_stss.evaluation.protocols import PROTOCOLS
+from keras_stss.evaluation.scores import Scores, clip_names, matched, mean_of_models, what_scores_depend_on
 
 # --- figures and sets of scores by hand -------------------------------------------------------------------------------
 
@@ -92,8 +93,13 @@ def test_a_damaged_file_of_scores_counts_for_nothing(tmp_path, caplog):
     found = Scores.load(path)
     assert found.clips.tolist() == ["c0"] and found.depends == {"clips": "x"} and found.unreadable == {}
     assert (found.logits == scores.logits).all()
-    path.write_bytes(path.read_bytes()[:100])
-    assert Scores.load(path) is None and "cannot be read" in caplog.text
+    whole = path.read_bytes()
+    strange = bytearray(whole)
+    strange[whole.index(b"PK\x01\x02") + 10] = 99  # a way to pack that zipfile does not know
+    for content in (whole[:100], bytes(strange), b""):
+        path.write_bytes(content)
+        caplog.clear()
+        assert Scores.load(path) is None and "cannot be read" in caplog.text
     assert Scores.load(tmp_path / "none.npz") is None
 
 
@@ -146,6 +152,50 @@ def test_nothing_is_computed_twice(two, clip_set, capsys, counted):
     assert evaluated(capsys, run, "--protocol", "2x1")[0] == other and len(counted) == 5
 
 
+def test_scores_are_those_of_the_folder_of_videos(clip_set):
+    values = tiny_values(clip_set, "run")["data"]
+
+    def depends(**changes):
+        data = parse_config({"data": values | changes}).data
+        return what_scores_depend_on("none.keras", [], data, PROTOCOLS["1x1"])
+
+    assert depends(videos="small") != depends() == depends(workers=1) != depends(videos="large")
+
+
+def test_clips_that_a_model_gives_no_number_for_are_left_out(two, capsys, monkeypatch):
+    """As unreadable ones: a line each, and too many are an error."""
+    run, score, lost = two[0], Scorer.score, [3]
+
+    def scored(*args, **options):
+        index, logits, unreadable = score(*args, **options)
+        logits[lost, 0] = np.nan
+        return index, logits, unreadable
+
+    monkeypatch.setattr(Scorer, "score", scored)
+    figures, _ = evaluated(capsys, run)
+    assert figures["clips"] == 6 and list(figures["unreadable"].values()) == [
+        "the model's scores of it are not finite (NaN or infinity)"
+    ]
+    _, said = evaluated(capsys, run)
+    assert "scores of 6 clips (1 left out then) from" in said
+    for lost[:], text in (([3, 4], "2 of 7 clips cannot be read"), (range(7), "gives no finite score")):
+        assert main(["evaluate", str(run), "--again"]) == 2
+        assert text in capsys.readouterr().err
+
+
+def test_figures_that_cannot_be_saved_are_told(two, capsys, caplog):
+    """A folder that cannot be written costs the files, not the figures."""
+    (two[0] / "scores").write_text("in the way")
+    figures, _ = evaluated(capsys, two[0])
+    assert figures["clips"] == 7 and f"the scores of {two[0]} are not kept" in caplog.text
+    (two[0] / "evaluation-1x1.json").unlink()
+    (two[0] / "evaluation-1x1.json").mkdir()
+    for runs in (two[:1], two):
+        assert main(["evaluate", *map(str, runs)]) == 2
+        said = capsys.readouterr()
+        assert "top-1" in said.out and "evaluation-1x1.json" in said.err
+
+
 def test_scores_in_files(two, capsys):
     run = two[0]
     assert main(["evaluate", str(run)]) == 0  # without --protocol: 1x1
@@ -192,6 +242,23 @@ def test_several_runs_and_their_ensemble(two, capsys, counted):
     assert len(counted) == 2
 
 
+def test_saved_scores_are_enough(two, clip_set, tmp_path, capsys, caplog):
+    """Ensemble and comparison where neither models nor data set are left; what was not scored needs them."""
+    root = shutil.copytree(clip_set, tmp_path / "set")
+    for run in two:
+        config = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(config.replace(str(clip_set), str(root)))
+    expected, _ = evaluated(capsys, *two)
+    shutil.rmtree(root)
+    (two[1] / "best.keras").unlink()
+    assert evaluated(capsys, *two)[0] == expected
+    assert "without the data set, the scores of" in caplog.text
+    assert f"without {two[1] / 'best.keras'} and the data set, the scores of" in caplog.text
+    for arguments in ([*two, "--protocol", "2x1"], [two[0], "--again"], [two[0], "data.frames=2"]):
+        assert main(["evaluate", *map(str, arguments)]) == 2
+        assert f"data set not found: the folder {root}" in capsys.readouterr().err
+
+
 def test_refusals(two, clip_set, tmp_path, capsys):
     def refused(text, *arguments):
         assert main(["evaluate", *map(str, arguments)]) == 2
@@ -202,7 +269,9 @@ def test_refusals(two, clip_set, tmp_path, capsys):
     refused("name a run directory", "data.frames=3")
     refused("--devices must be at least 1", two[0], "--devices", "0")
     (two[1] / "labels.json").write_text(json.dumps(LABELS[::-1]))
-    refused("labels", *two)
+    refused("labels are not those that", *two)
+    (two[1] / "labels.json").write_text(json.dumps([*LABELS[:2], "a ring"]))
+    refused("was trained on (3): it has no 'a ring'", two[1])
     left = shutil.copytree(clip_set, tmp_path / "left")
     table = left / "clips.csv"
     table.write_text(table.read_text().replace("red square", "square from the left"))

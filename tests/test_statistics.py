@@ -1,4 +1,4 @@
-"""Intervals, paired tests, confusion and calibration against hand-made cases and SciPy's definitions."""
+"""Figures, intervals, paired tests, confusion and calibration against hand-made cases, scikit-learn and SciPy."""
 
 import math
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_stss.evaluation.confusion import calibration, class_table, confusion_matrix, most_confused
+from keras_stss.evaluation.metrics import softmax, summarize
 from keras_stss.evaluation.mistakes import surest_mistakes
 from keras_stss.evaluation.statistics import bootstrap_interval, class_interval, compare
 
@@ -67,6 +68,48 @@ def test_confusion_of_a_small_case():
         "class": 0, "clips": 3, "right": 1, "accuracy": 1 / 3, "precision": 1 / 2, "taken_for": 1, "taken_for_clips": 2,
     }  # fmt: skip
     assert rows[2]["accuracy"] == 0.0 and rows[2]["precision"] is None and rows[2]["taken_for"] == 1
+
+
+def test_a_tie_is_a_mistake_in_every_figure():
+    truth, logits = np.array([0, 1, 2]), np.array([[1.0, 1, 0], [0, 1, 1], [0, 0, 1]])
+    counts = confusion_matrix(logits, truth, 3)
+    assert counts.tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 1]]
+    figures, bins = summarize(logits, truth, 3), calibration(logits, truth)["bins"]
+    right = sum(row["clips"] * row["accuracy"] for row in bins) / 3
+    assert figures["top1"] == figures["mean_class"] == counts.trace() / 3 == pytest.approx(1 / 3)
+    assert right == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("clips", "classes"), [(1, 5), (40, 3), (500, 60)])
+def test_figures_are_those_of_scikit_learn(clips, classes):
+    """Random scores, a class without clips where there are many; McNemar's p is SciPy's."""
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    from scipy.stats import binomtest
+
+    rng, names = np.random.default_rng(clips), list(range(classes))
+    truth = rng.integers(classes - (clips > classes), size=clips)
+    logits = rng.normal(size=(clips, classes)) + np.eye(classes)[truth]
+    likely, said = softmax(logits), np.argmax(logits, 1)
+    figures = summarize(logits, truth, classes)
+    assert figures["top1"] == pytest.approx(metrics.accuracy_score(truth, said))
+    assert figures["loss"] == pytest.approx(metrics.log_loss(truth, likely, labels=names))
+    if classes > 5:
+        assert figures["top5"] == pytest.approx(metrics.top_k_accuracy_score(truth, likely, k=5, labels=names))
+    recall, precision = (
+        function(truth, said, labels=names, average=None, zero_division=np.nan)
+        for function in (metrics.recall_score, metrics.precision_score)
+    )
+    assert figures["mean_class"] == pytest.approx(np.nanmean(recall))
+    counts = confusion_matrix(logits, truth, classes)
+    assert (counts == metrics.confusion_matrix(truth, said, labels=names)).all()
+    for row in class_table(counts):
+        for name, values in (("accuracy", recall), ("precision", precision)):
+            found = row[name] if row[name] is not None else np.nan
+            assert found == pytest.approx(values[row["class"]], nan_ok=True)
+    right, other = said == truth, rng.random(clips) < 0.4
+    found = compare(right, other)
+    counted = found["only_first"], found["only_first"] + found["only_second"]
+    assert not counted[1] or found["p_value"] == pytest.approx(binomtest(*counted).pvalue)
 
 
 def test_calibration_by_hand():

@@ -1,9 +1,12 @@
 """``keras-stss evaluate``."""
 
 import json
+import logging
 import sys
 
 from keras_stss.cli.tested import add_options, open_runs
+
+log = logging.getLogger(__name__)
 
 #: What evaluation.json holds, and --json prints where no protocol is named.
 _SHORT = ("top1", "top5", "mean_class", "loss", "clips", "unreadable")
@@ -35,10 +38,13 @@ def _evaluate(options):
     if len(runs) > 1:
         return _several(runs, parts, name, protocol, options.json)
     figures = _figures(runs[0], parts[0][1], name, protocol)
-    if options.json:
-        print(json.dumps(figures if options.protocol else {key: figures[key] for key in _SHORT}))
-        return None
-    print(*first_lines(figures), "", _title(name, protocol), *figure_lines(figures), sep="\n")
+    try:
+        _save(runs[0], parts[0][1], figures)
+    finally:  # figures that cannot be saved are told all the same
+        if options.json:
+            print(json.dumps(figures if options.protocol else {key: figures[key] for key in _SHORT}))
+        else:
+            print(*first_lines(figures), "", _title(name, protocol), *figure_lines(figures), sep="\n")
     return None
 
 
@@ -51,39 +57,52 @@ def _several(runs, parts, name, protocol, as_json):
     compared, together = comparisons(parts), mean_of_models(parts)
     alone = [(run.name, _figures(run, scores, name, protocol)) for run, (_, scores) in zip(runs, parts, strict=True)]
     ensemble = all_figures(together, runs[0].labels)
-    if as_json:
-        listed = [{"run": run, **figures} for run, figures in alone]
-        print(json.dumps({"runs": listed, "ensemble": ensemble, "comparisons": compared}))
-        return
-    print(_title(name, protocol), *several_lines(alone, ensemble, compared), sep="\n")
-    for run, figures in alone:
-        for path, reason in figures["unreadable"].items():
-            print(f"left out of {run}: {path}: {reason}")
+    try:
+        for run, (_, scores), (_, figures) in zip(runs, parts, alone, strict=True):
+            _save(run, scores, figures)
+    finally:
+        if as_json:
+            listed = [{"run": run, **figures} for run, figures in alone]
+            print(json.dumps({"runs": listed, "ensemble": ensemble, "comparisons": compared}))
+        else:
+            print(_title(name, protocol), *several_lines(alone, ensemble, compared), sep="\n")
+            for run, figures in alone:
+                for path, reason in figures["unreadable"].items():
+                    print(f"left out of {run}: {path}: {reason}")
 
 
 def _scores(tested, name, protocol, again):
     scores, is_new = tested.scores(name, protocol, again)
     if not is_new:
-        path = tested.run.folder / "scores" / f"{name}.npz"
-        print(f"scores of {len(scores.clips)} clips from {path}; --again computes them anew", file=sys.stderr)
+        path, left_out = tested.run.folder / "scores" / f"{name}.npz", len(scores.unreadable)
+        what = f"{len(scores.clips)} clips" + (f" ({left_out} left out then)" if left_out else "")
+        print(f"scores of {what} from {path}; --again computes them anew", file=sys.stderr)
+        return scores
+    try:
+        tested.keep(name, scores)
+    except OSError as error:
+        log.warning("the scores of %s are not kept: %s", tested.name, error)
     return scores
 
 
 def _figures(tested, scores, name, protocol):
-    """All figures, which are written into the run's folder."""
     from keras_stss.evaluation.figures import all_figures
+
+    head = {"protocol": name, "views": protocol.views.views, "average": protocol.average}
+    return head | all_figures(scores, tested.labels)
+
+
+def _save(tested, scores, figures):
+    """Writes figures into the run's folder."""
     from keras_stss.evaluation.protocols import DEFAULT
     from keras_stss.training.saving.files import write_atomically
 
-    folder = tested.run.folder
-    head = {"protocol": name, "views": protocol.views.views, "average": protocol.average}
-    figures = head | all_figures(scores, tested.labels)
+    folder, name = tested.run.folder, figures["protocol"]
     write_atomically(folder / f"evaluation-{name}.json", json.dumps(figures) + "\n")
     if name == DEFAULT:
         short = {key: figures[key] for key in _SHORT}
         write_atomically(folder / "evaluation.json", json.dumps(short, indent=1) + "\n")
         tested.run.save_scores({"index": scores.index, "label": scores.label, "logits": scores.logits})
-    return figures
 
 
 def _title(name, protocol):

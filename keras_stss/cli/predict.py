@@ -187,7 +187,7 @@ def _sink(options, runs, name, protocol, top, clips, batch_size):
     if not options.out:
         return _Printed(options.json)
     depends = [what_scores_depend_on(each.run.best, [], each.config.data, protocol) for each in runs]
-    pixels = [key for key in DATA_KEYS if key not in ("format", "root")]
+    pixels = [key for key in DATA_KEYS if key not in ("format", "root", "videos")]
     about = {
         "protocol": name,
         "models": [each["model"] for each in depends],

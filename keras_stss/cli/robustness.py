@@ -74,8 +74,8 @@ def _one_run(opened, name, protocol, levels, options):
     from keras_stss.evaluation.scores import clip_names
 
     count, names = len(opened.labels), clip_names(opened.clips)
-    scores, _ = opened.scores(name, protocol, options.again)
-    clean = figures_of(scores, count)
+    scores = _kept(opened, name, protocol, options.again)
+    clean, left_out = figures_of(scores, count), scores.unreadable
     print(f"{opened.name}, {clean['clips']} clips as they are: top-1 {clean['top1']:.1%}", file=sys.stderr)
     found = {}
     for corruption, severities in levels.items():
@@ -84,11 +84,18 @@ def _one_run(opened, name, protocol, levels, options):
             how = [corruption, severity, CORRUPTIONS[corruption].levels[severity - 1], options.seed]
             change = Corrupted(corruption, severity, names, options.seed)
             kept = f"robustness/{name}-{corruption}-{severity}"
-            scores, _ = opened.scores(kept, protocol, options.again, change, json.loads(json.dumps(how)))
+            scores = _kept(opened, kept, protocol, options.again, change, json.loads(json.dumps(how)), left_out)
             figures = figures_of(scores, count, clean)
             found[corruption].append({"severity": severity, **figures})
             print(f"{opened.name}, {corruption} {severity}: top-1 {figures['top1']:.1%}", file=sys.stderr)
     return {"run": opened.name, "clean": clean, "corruptions": found}
+
+
+def _kept(opened, name, *how):
+    scores, is_new = opened.scores(name, *how)
+    if is_new:
+        opened.keep(name, scores)
+    return scores
 
 
 def _write(folder, result):

@@ -58,7 +58,7 @@ def make_test_strategy(devices=None):
 
 
 class OpenedRun:
-    """A run that is tested.
+    """A run that is tested; where its data set is gone, by the scores that it has.
 
     Args:
         folder: run directory.
@@ -70,60 +70,87 @@ class OpenedRun:
     """
 
     def __init__(self, folder, overrides, strategy):
-        from keras_stss.data.annotations import DataError, read_annotations
+        from keras_stss.data.annotations import DataError, check_there, read_annotations
         from keras_stss.training.saving.run import read_run
 
         self.name, self.strategy, self._scorer, self._depends = str(folder), strategy, None, {}
         self.run, self.config, self.labels = read_run(folder)
         if overrides:
             self.config = load_config(self.run.folder / "config.yaml", overrides)
+        self.clips, self._gone = [], None
+        try:
+            check_there(self.config.data)
+        except DataError as error:
+            if not (self.run.folder / "scores").is_dir():
+                raise
+            self._gone = error
+            return
         data_set = read_annotations(self.config.data)
         if data_set.labels != self.labels:
+            lacking = [text for text in self.labels if text not in data_set.labels]
+            what = f"it has no {lacking[0]!r}" if lacking else "it has more, or another order"
             raise DataError(
-                f"the data set's {len(data_set.labels)} labels are not those that the run was trained on "
-                f"({len(self.labels)})"
+                f"the data set's {len(data_set.labels)} labels are not those that {folder} was trained on "
+                f"({len(self.labels)}): {what}"
             )
         self.clips = data_set.validation
 
-    def scores(self, name, protocol, again=False, change=None, changed_by=None):
-        """Scores of the best model, from the run's folder where they are those wanted, else computed and kept there.
+    def scores(self, name, protocol, again=False, change=None, changed_by=None, known=None):
+        """Scores of the best model, from the run's folder where they are those wanted, else computed.
 
         Args:
-            name: of the files in the folder ``scores``, without ending.
+            name: of the files in the folder ``scores``, without ending, where :meth:`keep` puts them.
             protocol: :class:`keras_stss.evaluation.protocols.NamedProtocol`.
             again: compute them in any case.
-            change: see :meth:`keras_stss.evaluation.evaluate.Scorer.score`.
+            change, known: see :meth:`keras_stss.evaluation.evaluate.Scorer.score`.
             changed_by: what says, as a value for JSON, which change that is.
 
         Returns:
             (:class:`keras_stss.evaluation.scores.Scores`, whether they were computed now)
         """
-        from keras_stss.data.pipeline import Unreadable
         from keras_stss.evaluation.scores import Scores, what_scores_depend_on
-        from keras_stss.training.saving.files import replacing
 
         if protocol not in self._depends:  # the digest of a large model takes its time
             self._depends[protocol] = what_scores_depend_on(self.run.best, self.clips, self.config.data, protocol)
         depends = self._depends[protocol] | ({} if changed_by is None else {"change": changed_by})
         path = self.run.folder / "scores" / f"{name}.npz"
         found = None if again else Scores.load(path)
-        if found is not None and depends["model"] is None:
-            log.warning("%s is gone; the scores of %s count as they were saved", self.run.best, path)
-            depends = depends | {"model": found.depends["model"]}
+        gone = {"model": depends["model"] is None and str(self.run.best), "clips": self._gone and "the data set"}
+        if found is not None and any(gone.values()):
+            what = " and ".join(filter(None, gone.values()))
+            log.warning("without %s, the scores of %s count as they were saved", what, path)
+            depends = depends | {key: found.depends.get(key) for key in gone if gone[key]}
         if found is not None and found.depends == depends:
-            unreadable = Unreadable(self.clips, self.config.data.max_unreadable)
-            unreadable.restore(found.unreadable)
-            unreadable.check()
+            self._check(found.unreadable)
             return found, False
-        found = Scores.of(self.clips, self._score(protocol, change), depends)
+        if self._gone:
+            raise self._gone
+        return Scores.of(self.clips, self._score(protocol, change, known), depends), True
+
+    def keep(self, name, scores):
+        """Writes scores into the run's folder, see :meth:`scores`; raises OSError where it cannot be written."""
+        from keras_stss.training.saving.files import replacing
+
+        path = self.run.folder / "scores" / f"{name}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
-            found.save(unfinished)
+            scores.save(unfinished)
         with replacing(path.with_suffix(".csv")) as unfinished:
-            found.save_csv(unfinished, self.labels)
-        return found, True
+            scores.save_csv(unfinished, self.labels)
 
-    def _score(self, protocol, change):
+    def _check(self, unreadable):
+        """Raises DataError where too many clips are left out."""
+        from keras_stss.data.pipeline import Unreadable
+
+        if self.clips:
+            registry = Unreadable(self.clips, self.config.data.max_unreadable)
+            registry.restore(unreadable)
+            registry.check()
+
+    def _score(self, protocol, change, known):
+        import numpy as np
+
+        from keras_stss.data.annotations import DataError
         from keras_stss.evaluation.evaluate import Scorer
         from keras_stss.models import load_model
         from keras_stss.training.showing.progress import Counter
@@ -134,9 +161,19 @@ class OpenedRun:
             self._scorer = Scorer(model, self.strategy)
         counter = Counter(len(self.clips), "evaluated", sys.stderr)
         config = self.config
-        return self._scorer.score(
-            self.clips, config.data, config.evaluate.batch_size, counter, protocol=protocol, change=change
+        index, logits, unreadable = self._scorer.score(
+            self.clips, config.data, config.evaluate.batch_size, counter, protocol=protocol, change=change, known=known
         )
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.any():
+            raise DataError(
+                f"{self.run.best} gives no finite score (NaN or infinity) for any of {len(finite)} clips: "
+                "its weights are at fault, not the clips"
+            )
+        places = (self.clips[each].place for each in index[~finite])
+        unreadable |= dict.fromkeys(places, "the model's scores of it are not finite (NaN or infinity)")
+        self._check(unreadable)
+        return index[finite], logits[finite], unreadable
 
 
 def open_runs(options, protocol):

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from keras_stss.evaluation.metrics import softmax
+from keras_stss.evaluation.metrics import is_among_top, predictions, softmax
 
 
 def confusion_matrix(logits, labels, classes):
-    """Counts of clips, (K, K) int64: the row is the true class, the column the one with the highest score."""
+    """Counts of clips, (K, K) int64: the row is the true class, the column what is predicted."""
     counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (np.asarray(labels), np.argmax(logits, axis=1)), 1)
+    np.add.at(counts, (np.asarray(labels), predictions(logits, labels)), 1)
     return counts
 
 
@@ -68,7 +68,7 @@ def calibration(logits, labels, bins=15):
         {"low", "high", "clips", "confidence", "accuracy"}.
     """
     probabilities = softmax(logits)
-    sure, right = probabilities.max(axis=1), np.argmax(probabilities, axis=1) == labels
+    sure, right = probabilities.max(axis=1), is_among_top(np.asarray(logits), labels, 1)
     places = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)  # the upper edge belongs to a bin
     rows = []
     for number in range(bins):

@@ -24,7 +24,7 @@ class Scorer:
         self._forward = Forward(model, strategy)
         self.strategy = self._forward.strategy
 
-    def score(self, clips, data, batch_size, progress=None, *, protocol=None, change=None):
+    def score(self, clips, data, batch_size, progress=None, *, protocol=None, change=None, known=None):
         """Scores clips; of several workers, each reads its part, and all get all scores.
 
         Args:
@@ -37,6 +37,7 @@ class Scorer:
             protocol: :class:`keras_stss.evaluation.protocols.NamedProtocol` (default: one clip, centre crop).
             change: function of a clip's frames, uint8 (V, T, crop, crop, 3), and its index that gives others of that
                 shape, which the model sees instead (default: none).
+            known: {path: reason} of clips that are known to be unreadable; they are not tried again.
 
         Returns:
             (indices into clips (M,), logits (M, K), {path: reason} of clips that could not be read). Of several views
@@ -50,6 +51,7 @@ class Scorer:
         rows = self._forward.rows(batch_size, views)
         together = max(batch_size // rows, 1)
         unreadable = Unreadable(clips, data.max_unreadable)
+        unreadable.restore(known or {})
 
         def stream(shard=None):
             found = evaluation_stream(

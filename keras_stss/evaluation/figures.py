@@ -26,7 +26,7 @@ def all_figures(scores, labels):
     right = {name: is_among_top(logits, truth, min(k, len(labels))) for name, k in (("top1", 1), ("top5", 5))}
     counts = confusion_matrix(logits, truth, len(labels))
     intervals = {name: bootstrap_interval(values) for name, values in right.items()}
-    intervals["mean_class"] = class_interval(np.argmax(logits, axis=1) == truth, truth)
+    intervals["mean_class"] = class_interval(right["top1"], truth)
     intervals["loss"] = bootstrap_interval(losses(logits, truth))
     return {
         **summarize(logits, truth, len(labels)),

@@ -60,6 +60,6 @@ def _some_views(model, frames, first, count):
     """Logits (B, count, K) of some of the views of frames (B, V, T, H, W, 3)."""
     zero = tf.zeros_like(first)
     part = tf.slice(frames, tf.stack([zero, first, zero, zero, zero, zero]), [-1, count, -1, -1, -1, -1])
-    part = tf.reshape(part, [-1, *frames.shape[2:]])  # (B·count, T, H, W, 3)
+    part = tf.reshape(part, tf.concat([[-1], tf.shape(frames)[2:]], 0))  # (B·count, T, H, W, 3)
     logits = model(part, training=False)
     return tf.reshape(logits, [-1, count, logits.shape[-1]])

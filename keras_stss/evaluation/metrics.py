@@ -10,6 +10,13 @@ def softmax(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def _log_softmax(logits):
+    """Logarithms of probabilities, however small."""
+    logits = np.asarray(logits, np.float64)
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
 def mean_scores(logits, average, axis):
     """Logits of the mean prediction of several views, or of several models.
 
@@ -27,8 +34,7 @@ def mean_scores(logits, average, axis):
     logits = np.asarray(logits, np.float64)
     if average == "logits":
         return logits.mean(axis=axis)
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))  # of probabilities, however small
+    logs = _log_softmax(logits)
     largest = logs.max(axis=axis, keepdims=True)
     return np.log(np.exp(logs - largest).mean(axis=axis)) + np.squeeze(largest, axis)
 
@@ -47,6 +53,20 @@ def is_among_top(logits, labels, k):
     return rank <= k
 
 
+def predictions(logits, labels):
+    """The class with the highest score of each clip; where the label shares it, another that does.
+
+    So those that are right are those of :func:`is_among_top`.
+    """
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    said = np.argmax(logits, axis=1)
+    tied = np.flatnonzero((said == labels) & ~is_among_top(logits, labels, 1))
+    others = logits[tied].astype(np.float64)
+    others[np.arange(len(tied)), labels[tied]] = -np.inf
+    said[tied] = np.argmax(others, axis=1)
+    return said
+
+
 def top_k_accuracy(logits, labels, k):
     """Share of clips whose label is among the k highest scores, see :func:`is_among_top`."""
     return float(np.mean(is_among_top(logits, labels, k)))
@@ -54,8 +74,7 @@ def top_k_accuracy(logits, labels, k):
 
 def losses(logits, labels):
     """-log p(label) of each clip."""
-    chosen = np.take_along_axis(softmax(logits), labels[:, None], axis=1)[:, 0]
-    return -np.log(np.maximum(chosen, np.finfo(np.float64).tiny))
+    return -np.take_along_axis(_log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
 
 def cross_entropy(logits, labels):
@@ -64,8 +83,8 @@ def cross_entropy(logits, labels):
 
 
 def class_accuracies(logits, labels, classes):
-    """Accuracy of each class; None for a class without clips."""
-    right = np.argmax(logits, axis=1) == labels
+    """Accuracy of each class, by :func:`is_among_top`; None for a class without clips."""
+    right = is_among_top(logits, labels, 1)
     return [float(right[labels == index].mean()) if np.any(labels == index) else None for index in range(classes)]
 
 

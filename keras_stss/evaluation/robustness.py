@@ -1,6 +1,7 @@
 """How much of its accuracy a model keeps on damaged clips: tables, and curves of several models in one picture."""
 
 import csv
+import warnings
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -107,8 +108,12 @@ def draw_robustness(path, runs):
         panel.tick_params(labelsize=8)
     drawn.supylabel("accuracy as a share of that on clean clips", fontsize=9)
     drawn.supxlabel("severity", fontsize=9)
-    drawn.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside upper left", frameon=False, fontsize=9)
-    drawn.savefig(path, format="png")
+    handles = panels.flat[0].get_legend_handles_labels()
+    for text in drawn.legend(*handles, loc="outside upper left", frameon=False, fontsize=9).get_texts():
+        text.set_parse_math(False)  # dollars in a folder's name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font does not have are shown as boxes
+        drawn.savefig(path, format="png")
 
 
 def _curve(panel, run, name, color):
@@ -117,7 +122,7 @@ def _curve(panel, run, name, color):
     places = [row["severity"] for row in rows]
     share = [row["top1"] / base for row in rows]
     band = ([row[key] / base for row in rows] for key in ("low", "high"))
-    label = f"{run['run']} ({run['clean']['top1']:.1%} on clean clips)"
+    label = f"{run['clean']['top1']:.1%} on clean clips: {run['run']}"  # one that begins with _ would be left out
     panel.plot(places, share, color=color, marker="o", markersize=3, linewidth=1.4, label=label)
     panel.fill_between(places, *band, color=color, alpha=0.12, linewidth=0)
 

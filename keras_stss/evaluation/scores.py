@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from keras_stss.data.annotations import DataError
-from keras_stss.evaluation.metrics import mean_scores, softmax
+from keras_stss.evaluation.metrics import is_among_top, mean_scores, softmax
 
 log = logging.getLogger(__name__)
 
 #: What of the data section decides which pixels the model sees.
-DATA_KEYS = ("format", "root", "frames", "sampling", "resize", "crop")
+DATA_KEYS = ("format", "root", "videos", "frames", "sampling", "resize", "crop")
 _SHOWN = 5
 
 
@@ -69,22 +69,22 @@ class Scores:
                 return cls(*(file[name] for name in ("clip", "index", "label", "logits")), *texts)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             log.warning("%s cannot be read, so it counts for nothing: %s", path, error)
             return None
 
     def save_csv(self, path, labels):
         """Writes a CSV file, a line a clip: its name, label and prediction, and the five most probable labels."""
         count = min(5, len(labels))
-        probabilities = softmax(self.logits)
+        probabilities, right = softmax(self.logits), is_among_top(self.logits, self.label, 1)
         places = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
         tops = [name for number in range(1, count + 1) for name in (f"top{number}", f"probability{number}")]
         with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["clip", "label", "predicted", "right", *tops])
-            for clip, label, row, best in zip(self.clips, self.label, probabilities, places):
+            for clip, label, is_right, row, best in zip(self.clips, self.label, right, probabilities, places):
                 pairs = [text for place in best for text in (labels[place], f"{row[place]:.6g}")]
-                writer.writerow([clip, labels[label], pairs[0], int(label == best[0]), *pairs])
+                writer.writerow([clip, labels[label], pairs[0], int(is_right), *pairs])
 
 
 def clip_names(clips):
@@ -115,7 +115,7 @@ def what_scores_depend_on(model, clips, data, protocol):
     how = {key: value for key, value in dataclasses.asdict(protocol).items() if key != "meaning"}
     return {
         "model": _digest_of_file(model),
-        "data": {key: values[key] for key in DATA_KEYS},
+        "data": {key: values[key] for key in DATA_KEYS if values[key] is not None},
         "protocol": how,
         "clips": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
     }

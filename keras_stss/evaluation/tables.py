@@ -39,7 +39,7 @@ def figure_lines(figures):
     if figures["confused"]:
         yield ""
         yield from columns(
-            ["most confused", "and", "clips", "this way", "that way"],
+            ["most confused: a", "b", "clips", "a as b", "b as a"],
             [
                 [pair["a"], pair["b"], str(pair["a_as_b"] + pair["b_as_a"]), str(pair["a_as_b"]), str(pair["b_as_a"])]
                 for pair in figures["confused"][:_WORST]
