@@ -32,6 +32,8 @@ class TestMayFlip:
             "SwipeLeft",
             "moving leftwards",
             "right-hand wave",
+            "Waving lefthanded",
+            "Taking the rightmost cup",
         ],
     )
     def test_side_or_turn(self, text):

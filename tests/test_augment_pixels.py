@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from keras_stss.config.data import AugmentConfig, DataConfig
 from keras_stss.data.augment import (
+    Mix,
     color_jitter,
+    mix_draw,
     rand_augment,
     random_erasing,
     random_grayscale,
@@ -102,6 +104,33 @@ class TestTrainingView:
         assert view(noise(2, 1, 1, 3), [0, 1], setting).shape == (2, 32, 32, 3)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frames, seed: color_jitter(frames, seed, *(0.4, 0.4, 0.4, 0.2), probability=0.5),
+        lambda frames, seed: random_grayscale(frames, seed, 0.5),
+        lambda frames, seed: random_erasing(frames, seed, 0.5),
+        lambda frames, seed: rand_augment(frames, seed, 2, 7.0),
+        lambda frames, seed: mix_draw(seed, Mix(0.8, 1.0), 32)["box"],
+    ],
+    ids=["jitter", "grayscale", "erasing", "rand_augment", "mix"],
+)
+def test_arrays_and_any_type_of_seed(change):
+    """Outside a stream: NumPy's arrays give tensors, changed or not, and a seed is its numbers."""
+    frames, found = noise(2, 24, 30, 3), []
+    for number in range(6):
+        seeds = (
+            [3, number],
+            np.array([3, number], np.int32),
+            np.array([3, number]),
+            tf.constant([3, number], tf.int64),
+        )
+        results = [change(frames, seed).numpy() for seed in seeds]
+        assert all((result == results[0]).all() for result in results)
+        found.append(results[0].tobytes())
+    assert len(set(found)) > 1
+
+
 class TestColor:
     def reference(self, frames, draws, strengths):
         """Brightness, contrast and saturation as torchvision defines them; contrast around the clip's mean."""
@@ -167,6 +196,14 @@ class TestOperations:
     @pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("auto_contrast", "equalize")])
     def test_nothing_at_no_strength(self, name):
         assert (self.apply(name, 0.0) == self.frames).all()
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 40), (2, 5), (3, 3)])
+    def test_tiny_frames(self, size):
+        frames = noise(2, *size, 3)
+        for name in OPERATIONS:
+            found = self.apply(name, 0.7, frames)
+            assert found.shape == frames.shape and found.dtype == np.uint8, name
+        assert ((self.apply("sharpness", 0.7, frames) != frames).any(-1).sum((1, 2)) == (size == (3, 3))).all()
 
     @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "identity"])
     def test_something_at_full_strength(self, name):

@@ -1,5 +1,7 @@
 """The keys of the data section that say how a sample is cut from a clip."""
 
+import os
+
 import pytest
 
 from keras_stss.config import ConfigError, load_config, parse_config
@@ -17,6 +19,18 @@ def test_defaults_are_off():
     jitter = data.augment.color_jitter
     assert not any((jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue))
     assert not any((data.augment.grayscale, data.augment.rand_augment.ops, data.augment.erasing))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_workers_are_the_cores_of_the_process():
+    """Slurm and containers give a job some of a machine's."""
+    given = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(given)})
+        assert parse().workers == 1
+    finally:
+        os.sched_setaffinity(0, given)
+    assert parse().workers == len(given)
 
 
 def test_values_arrive(tmp_path):

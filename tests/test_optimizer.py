@@ -318,6 +318,7 @@ def test_what_a_run_does_not_reach_is_told():
         ({"schedule": {"kind": "cosine", "gamma": 0.5}}, "gamma is the factor at milestones"),
         ({"schedule": {"gamma": 0.5}}, "gamma is the factor at milestones"),
         ({"momentum": 0.0}, "nesterov looks ahead along the momentum"),
+        ({"batch_size": 1, "mixup": 0.2}, "batch_size must be at least 2"),
         ({"strategy": "one", "logical_cpus": 2}, "logical_cpus belongs to strategy 'mirrored'"),
         ({"logical_cpus": 10**20}, "logical_cpus"),
     ],

@@ -270,6 +270,23 @@ def test_large_records_are_written_in_parts(videos, tmp_path, monkeypatch):
     assert_same(batches(packed(tmp_path), 3)[0], batches(videos, 3)[0])
 
 
+def test_a_folder_whose_name_is_no_text(tmp_path):
+    """As older systems leave them: Latin-1 where UTF-8 is meant."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    write_video(f"{folder}/0.mp4", square_clip(0, 0))
+    clips, lost = [Clip("0", f"{folder}/0.mp4", 0, "video")], [Clip("1", f"{folder}/1.mp4", 0, "video")]
+    pack(DataSet(clips + lost, clips, LABELS), tmp_path / "packed", "video", source=folder)
+    manifest = json.loads((tmp_path / "packed" / "manifest.json").read_bytes())
+    assert manifest["source"] == folder and list(manifest["unreadable"]) == [lost[0].path]
+    np.testing.assert_array_equal(
+        read_clip(packed(tmp_path / "packed").train[0], np.arange), read_clip(clips[0], np.arange)
+    )
+
+
 def test_a_clip_of_too_many_frames_is_left_out(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(pack_module, "MAX_JPEG_BYTES", 12000)
     manifest = pack(videos, tmp_path)

@@ -71,10 +71,16 @@ class TestTraining:
         with pytest.raises(TooManyUnreadable), registry.explained():
             batches(self.stream(broken, (0, 2), 4, registry=registry), 1)
 
-    def test_mixed_as_the_whole_in_even_parts(self, clips):
+    @pytest.mark.parametrize(("count", "batch_size"), [(2, 8), (2, 7), (3, 8), (2, 2)])
+    def test_mixed_as_the_whole(self, clips, count, batch_size):
+        """Also where partners are in two shards."""
         mix = Mix(0.8, 1.0)
-        parts = [batches(self.stream(clips, (index, 2), 8, mix=mix), 2) for index in range(2)]
-        assert_same(together(parts), batches(self.stream(clips, None, 8, mix=mix), 2))
+        parts = [batches(self.stream(clips, (index, count), batch_size, 5, mix=mix), 2) for index in range(count)]
+        whole = batches(self.stream(clips, None, batch_size, 5, mix=mix), 2)
+        assert_same(together(parts), whole)
+        assert [len(batch["label"]) for batch in whole] == [batch_size] * 2
+        stream = self.stream(clips, (0, count), batch_size, mix=mix)
+        assert stream.element_spec["frames"].shape[0] == batch_size // count
 
     def test_in_a_distribution_strategy(self, clips):
         """As a worker takes its part: by the numbers of the input context."""

@@ -116,6 +116,38 @@ def test_a_damaged_table_of_pieces(copy, content):
     assert str(path) in check_packed(str(copy))["damaged"]
 
 
+def test_a_shard_whose_table_is_gone_as_well_does_not_hide_the_others(copy):
+    """As a copy that was interrupted leaves it."""
+    cut, other = (copy / f"train-0000{number}-of-00002.tfrecord" for number in (0, 1))
+    os.remove(cut.with_suffix(".index"))
+    for path in (cut, other):
+        change(path, 20, 300)
+    damaged = check_packed(str(copy))["damaged"]
+    assert {str(cut), str(cut.with_suffix(".index")), str(other)} <= damaged.keys()
+    assert any(place.startswith(f"{other}#") for place in damaged)
+
+
+def test_a_set_that_is_packed_anew_in_the_same_place(tmp_path):
+    """In one process, which keeps the tables of the shards that it has read."""
+    videos = video_set(tmp_path / "files")
+    for given in (videos, DataSet(videos.train[::-1], videos.validation, videos.labels)):
+        pack(given, tmp_path / "packed", "video", shards=3)
+        for clip, source in zip(packed(tmp_path / "packed").train, given.train, strict=True):
+            np.testing.assert_array_equal(read_clip(clip, np.arange), read_clip(source, np.arange))
+        shutil.rmtree(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("name", ["x.mp4 copy", "x.mp4~", "v1.5 final (2)", "名前 #1.日本", "a.tfrecord#3.mp4", ".x."])
+def test_videos_with_any_suffix(tmp_path, name):
+    folder = tmp_path / "set #1.tfrecord#2"
+    folder.mkdir()
+    shutil.copy(write_video(tmp_path / "0.mp4", square_clip(0, 0)), folder / name)
+    clips = [Clip("0", str(folder / name), 0, "video")]
+    pack(DataSet(clips, clips, LABELS), folder / "packed", "video")
+    found = read_clip(packed(folder / "packed").train[0], np.arange)
+    np.testing.assert_array_equal(found, read_clip(clips[0], np.arange))
+
+
 def test_a_table_whose_rows_lie_is_caught_by_the_checksums(copy):
     """Offsets and sizes far beyond the file, without memory for what they promise."""
     clip = packed(copy).train[0]

@@ -156,6 +156,8 @@ class TrainConfig(Section):
             )
         if self.twins and (self.mixup or self.cutmix):
             raise ValueError("twins compares two views of a clip, which mixup and cutmix blend with others: use one")
+        if (self.mixup or self.cutmix) and self.batch_size < 2:
+            raise ValueError("mixup and cutmix blend the clips of a batch in pairs: batch_size must be at least 2")
         if self.sync_batch_norm and self.xla:
             raise ValueError("XLA cannot compile the exchange of sync_batch_norm between devices: use one of them")
         if self.sync_batch_norm and self.batch_norm == "frozen":

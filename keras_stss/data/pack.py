@@ -99,7 +99,7 @@ def pack(
             "shards": [entry for entry, _ in shard_entries],
             "unreadable": {place: reason for _, problems in shard_entries for place, reason in problems.items()},
         }
-        _write(os.path.join(output, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+        _write(os.path.join(output, MANIFEST), _json(manifest, indent=1))
     return manifest
 
 
@@ -185,7 +185,7 @@ class _Packer:
         os.replace(partial, f"{path}.tfrecord")
         _write(f"{path}.index", table)
         # The JSON file says that the shard is whole, so it comes last.
-        _write(f"{path}.json", json.dumps(index, ensure_ascii=False).encode())
+        _write(f"{path}.json", _json(index))
         return index
 
     def _write_unit(self, writer, split, unit, clips, problems):
@@ -395,6 +395,11 @@ def _entry(number, clip, record, settings):
     elif settings["form"] == "video":
         entry["suffix"] = ".mp4"
     return entry
+
+
+def _json(value, indent=None):
+    # Names on a disk may hold bytes that are no text; they come through as they came.
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def _write(path, content):

@@ -31,7 +31,7 @@ from keras_stss.data.augment import (
 from keras_stss.data.calls import calls
 from keras_stss.data.decode import ClipError
 from keras_stss.data.sample import clip_indices
-from keras_stss.data.shards import shard_numbers, shard_rows
+from keras_stss.data.shards import row_numbers, shard_rows, whole_pairs
 from keras_stss.data.unreadable import TooManyUnreadable, Unreadable
 
 __all__ = [
@@ -114,8 +114,8 @@ def training_stream(
         shard: (index, count): this stream gives part ``index`` of each batch (see :mod:`keras_stss.data.shards`).
         views: V, random views of the same frames of each clip; Twins Training takes 2. The first is that of a stream
             with one view.
-        mix: mixup or CutMix of neighbouring rows, after all else. Shards mix as the whole batch does where the parts
-            are of even size.
+        mix: mixup or CutMix of neighbouring rows, after all else. A shard whose part begins or ends between two
+            neighbours reads the other one, too.
 
     Returns:
         A dataset of ``{"frames": uint8 (B, T, crop, crop, 3), "label": int32 (B,), "position": int64 (B,)}``; with more
@@ -127,14 +127,14 @@ def training_stream(
         raise DataError("there is no training clip")
     registry = registry if registry is not None else Unreadable(clips, data.max_unreadable)
     source = _Training(clips, labels, data, seed, registry, stands_in=shard is not None, views=views, mix=mix)
-    if shard is None:
-        positions, rows = tf.data.Dataset.counter(start), batch_size
-    else:
-        positions = shard_numbers(batch_size, shard).map(lambda number: start + number)
-        rows = shard_rows(batch_size, shard)[1]
-    batches = _read(positions, source.sample, data).batch(rows, drop_remainder=True)
+    first, rows = shard_rows(batch_size, shard or (0, 1))
+    before, together = (first, rows) if mix is None else whole_pairs(first, rows, batch_size)
+    positions = tf.data.Dataset.counter(start)
+    if shard is not None:
+        positions = row_numbers(batch_size, before, together).map(lambda number: start + number)
+    batches = _read(positions, source.sample, data).batch(together, drop_remainder=True)
     if mix is not None:
-        batches = batches.map(lambda batch: _mixed(batch, len(labels)))
+        batches = batches.map(lambda batch: _mixed(batch, len(labels), slice(first - before, first - before + rows)))
     return batches.prefetch(2)
 
 
@@ -184,8 +184,8 @@ def evaluation_stream(
     if shard is None:
         indices, rows = tf.data.Dataset.range(len(clips)), batch_size
     else:
-        indices = shard_numbers(batch_size, shard, steps=-(-len(clips) // batch_size))
-        rows = shard_rows(batch_size, shard)[1]
+        first, rows = shard_rows(batch_size, shard)
+        indices = row_numbers(batch_size, first, rows, steps=-(-len(clips) // batch_size))
     return _read(indices, source.sample, data).batch(rows).map(lambda batch: _filled(batch, rows)).prefetch(2)
 
 
@@ -406,12 +406,13 @@ def _compiled(window, *seed_types):
     return call
 
 
-def _mixed(batch, classes):
+def _mixed(batch, classes, rows):
+    """The rows wanted of the batch, mixed with their partners in it."""
     batch = dict(batch)
     targets = tf.one_hot(batch["label"], classes)
     share, box = batch.pop("share"), batch.pop("box")
     batch["frames"], batch["target"] = mix_pairs(batch["frames"], targets, share, box)
-    return batch
+    return {name: values[rows] for name, values in batch.items()}
 
 
 def _filled(batch, rows):

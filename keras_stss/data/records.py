@@ -7,6 +7,7 @@ is checked against its CRC-32.
 import functools
 import hashlib
 import io
+import os
 import re
 import zlib
 
@@ -22,7 +23,7 @@ KINDS = tuple(FORMS.values())
 
 _MAX_PIECE = 2**28  # bytes; what a damaged table promises must not fill the memory
 _KEPT_BLOCKS = 64  # of a video under way, at most 1 MiB each
-_PATH = re.compile(r"(.*)\.tfrecord#(\d+)(\.\w+)?", re.DOTALL)
+_PATH = re.compile(r"(.*)\.tfrecord#(\d+)(\.[^./]*)?", re.DOTALL)
 
 
 def read_record(path, kind, choose, start, end, cutter):
@@ -204,7 +205,11 @@ def _digest_of(path):
 
 def _damaged_records(path):
     found = {}
-    for number in np.unique(_pieces(path.removesuffix(".tfrecord"))["record"]):
+    try:
+        numbers = np.unique(_table(path.removesuffix(".tfrecord"))["record"])
+    except ClipError:
+        return found  # the index is told of by itself
+    for number in numbers:
         try:
             record = Record(f"{path}#{number}")
             for index in range(len(record.pieces)):
@@ -214,26 +219,34 @@ def _damaged_records(path):
     return found
 
 
-@functools.cache
-def _pieces(stem):
+def _table(stem):
     """The pieces of a shard, in order of their records."""
     path = f"{stem}.index"
     name = f"{path.rpartition('/')[2]}, the index of its shard,"
     try:
-        # Of a file on disk, pages come into memory as they are needed.
-        content = storage.read_bytes(path) if storage.is_remote(path) else np.memmap(path, np.uint8, "r")
+        # On a disk, a shard may be packed anew while this process lives; of remote ones, asking costs a request a clip.
+        status = None if storage.is_remote(path) else os.stat(path)
+        pieces = _pieces(path, status and (status.st_ino, status.st_mtime_ns, status.st_size))
     except FileNotFoundError:
         raise ClipError(f"{name} is missing") from None
     except ValueError:
-        content = b""  # which cannot be mapped
+        raise ClipError(f"{name} is damaged") from None
+    return pieces
+
+
+@functools.cache
+def _pieces(path, _state):
+    """What an index holds, in this state of the file; ValueError where it is damaged."""
+    # Of a file on disk, pages come into memory as they are needed.
+    content = storage.read_bytes(path) if storage.is_remote(path) else np.memmap(path, np.uint8, "r")
     table, checksum = content[:-4], bytes(content[-4:])
-    if len(table) % PIECE.itemsize or zlib.crc32(table).to_bytes(4, "little") != checksum:
-        raise ClipError(f"{name} is damaged")
+    if zlib.crc32(table).to_bytes(4, "little") != checksum:
+        raise ValueError("its checksum is wrong")
     return np.frombuffer(table, PIECE)
 
 
 def _pieces_of(stem, number):
-    pieces = _pieces(stem)
+    pieces = _table(stem)
     first, after = np.searchsorted(pieces["record"], [number, number + 1])
     return pieces[first:after]
 

@@ -27,8 +27,23 @@ def shard_rows(batch_size, shard):
     return first, end - first
 
 
-def shard_numbers(batch_size, shard, steps=None):
-    """The rows of a shard, numbered through all batches: int64 dataset of ``steps`` batches, endless without."""
-    first, rows = shard_rows(batch_size, shard)
+def whole_pairs(first, rows, batch_size):
+    """The smallest part of a batch that holds these rows and, of each, its partner: rows 0 and 1, 2 and 3 and so on.
+
+    The last row of a batch of odd size has none.
+
+    Args:
+        first, rows: as :func:`shard_rows` gives them.
+        batch_size: B, rows of the whole batch.
+
+    Returns:
+        (first row, number of rows).
+    """
+    start, end = first - first % 2, first + rows
+    return start, min(end + end % 2, batch_size) - start
+
+
+def row_numbers(batch_size, first, rows, steps=None):
+    """Some rows of each batch, numbered through all batches: int64 dataset of ``steps`` batches, endless without."""
     counted = tf.data.Dataset.counter() if steps is None else tf.data.Dataset.range(steps * rows)
     return counted.map(lambda number: number // rows * batch_size + first + number % rows)

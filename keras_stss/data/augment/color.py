@@ -22,7 +22,7 @@ def color_jitter(frames, seed, brightness=0.0, contrast=0.0, saturation=0.0, hue
     Returns:
         uint8, the shape of ``frames``.
     """
-    draws = tf.random.stateless_uniform([5], seed)
+    frames, draws = tf.convert_to_tensor(frames), tf.random.stateless_uniform([5], seed)
     changes = ((adjust_brightness, brightness), (adjust_contrast, contrast), (adjust_saturation, saturation))
 
     def jittered():
@@ -47,6 +47,7 @@ def random_grayscale(frames, seed, probability):
     Returns:
         uint8, the shape of ``frames``.
     """
+    frames = tf.convert_to_tensor(frames)
 
     def gray():
         return tf.repeat(to_uint8(_luma(tf.cast(frames, tf.float32))), 3, axis=-1)

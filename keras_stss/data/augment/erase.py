@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_stss.data.augment.windows import area_box
+from keras_stss.data.augment.windows import area_box, parts_of
 
 _AREA, _ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 
@@ -20,18 +20,28 @@ def random_erasing(frames, seed, probability):
     Returns:
         uint8 (T, H, W, 3).
     """
-    seeds = tf.unstack(tf.random.split(seed, 3))
+    frames, seeds = tf.convert_to_tensor(frames), parts_of(seed, 3)
     size = tf.shape(frames)[1:3]
 
     def erased():
         box, offset, fits = area_box(size, seeds[1], _AREA, _ASPECT)
+        box = tf.concat([offset, offset + tf.where(fits, box, 0)], 0)
         noise = tf.random.stateless_uniform(tf.concat([size, [3]], 0), seeds[2], 0, 256, tf.int32)
-        return tf.where(inside_box(size, offset, offset + box) & fits, tf.cast(noise, tf.uint8), frames)
+        noise = tf.broadcast_to(tf.cast(noise, tf.uint8), tf.shape(frames))
+        return tf.ensure_shape(pasted(frames, noise, box), frames.shape)
 
     return tf.cond(tf.random.stateless_uniform([], seeds[0]) < probability, erased, lambda: frames)
 
 
-def inside_box(size, start, end):
-    """Bool (H, W, 1): whether a pixel lies between start (top, left) and end (bottom, right), the end not included."""
-    rows, columns = ((tf.range(size[axis]) >= start[axis]) & (tf.range(size[axis]) < end[axis]) for axis in (0, 1))
-    return (rows[:, None] & columns)[..., None]
+def pasted(frames, others, box):
+    """Frames with what lies in a box of others of the same shape.
+
+    Args:
+        frames, others: (..., H, W, C).
+        box: int (4,), top, left, bottom and right, the last two not included.
+    """
+    # Whole rows are copied, which takes a tenth of the time of a choice for each pixel.
+    top, left, bottom, right = tf.unstack(box)
+    own, other = frames[..., top:bottom, :, :], others[..., top:bottom, :, :]
+    middle = tf.concat([own[..., :left, :], other[..., left:right, :], own[..., right:, :]], -2)
+    return tf.concat([frames[..., :top, :, :], middle, frames[..., bottom:, :, :]], -3)

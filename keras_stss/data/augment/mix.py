@@ -10,7 +10,8 @@ import dataclasses
 import tensorflow as tf
 
 from keras_stss.data.augment.color import to_uint8
-from keras_stss.data.augment.erase import inside_box
+from keras_stss.data.augment.erase import pasted
+from keras_stss.data.augment.windows import parts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def mix_draw(seed, mix, crop):
         ``{"share": float32 scalar, "box": int32 (4,)}``: the weight of the clip's own pixels, and top, left, bottom and
         right of what comes from the other clip alone. For mixup the box is empty, for CutMix the share is 1.
     """
-    seeds = tf.unstack(tf.random.split(seed, 2))
+    seeds = parts_of(seed, 2)
     draws = tf.random.stateless_uniform([3], seeds[0])
     takes_box = draws[0] < (0.5 if mix.mixup and mix.cutmix else float(bool(mix.cutmix)))
     alpha = tf.where(takes_box, tf.constant(mix.cutmix, tf.float64), tf.constant(mix.mixup, tf.float64))
@@ -86,10 +87,7 @@ def mix_pairs(frames, targets, share, box):
         def blended():
             return to_uint8(_between(share[row], tf.cast(own, tf.float32), tf.cast(other, tf.float32)))
 
-        def pasted():
-            return tf.where(inside_box(size, box[row, :2], box[row, 2:]), other, own)
-
-        return tf.cond(share[row] < 1.0, blended, pasted)
+        return tf.cond(share[row] < 1.0, blended, lambda: pasted(own, other, box[row]))
 
     # One clip at a time: in float, a whole batch takes gigabytes.
     result = tf.map_fn(mixed, rows, fn_output_signature=tf.TensorSpec(frames.shape[1:], tf.uint8))

@@ -18,7 +18,8 @@ from keras_stss.data.augment.windows import (
 
 # Letters on either side make another word (upright, copyright); digits, hyphens and underscores do not.
 _SIDES = re.compile(
-    r"(?<![^\W\d_])(left|right|clockwise|anticlockwise|counterclockwise)(wards?)?(?![^\W\d_])", re.IGNORECASE
+    r"(?<![^\W\d_])(left|right|clockwise|anticlockwise|counterclockwise)(wards?|most|side|hand(?:ed)?)?(?![^\W\d_])",
+    re.IGNORECASE,
 )
 
 _PLAIN = (8, 7)  # most that a side may shrink, by this ratio, without antialias
@@ -28,7 +29,8 @@ def may_flip(label_text):
     """Whether a clip with this label means the same in the mirror: the text names no side and no turn.
 
     Left, right, clockwise, anticlockwise and counterclockwise count, as whole words in any case ('copyright' does not;
-    'turn_left', 'SwipeRight' and 'leftward' do). Keyed on the text, since class indices differ between label lists.
+    'turn_left', 'SwipeRight', 'leftward' and 'leftmost' do). Keyed on the text, since class indices differ between
+    label lists.
     """
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label_text)
     return _SIDES.search(words) is None

@@ -144,6 +144,12 @@ def fold(seed, number):
     return tf.random.fold_in(seed, tf.constant(number, tf.int64))
 
 
+def parts_of(seed, number):
+    """So many seeds, each int64 (2,), whose draws have nothing to do with one another."""
+    # Of the same numbers as int32, TensorFlow makes others.
+    return tf.unstack(tf.random.split(tf.cast(seed, tf.int64), number))
+
+
 def _resized(size, resize):
     return _scaled(size, resize) if isinstance(resize, int) else tf.constant(list(resize), tf.int32)
 
