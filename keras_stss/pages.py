@@ -6,6 +6,7 @@ A page reads well in light and dark, on a phone and on paper. Text is escaped, b
 import base64
 import html
 import io
+import itertools
 import re
 import string
 from typing import NamedTuple
@@ -141,6 +142,7 @@ summary { cursor: pointer }
   body { padding: 0 1rem 3rem }
   th, td { padding-right: .8rem }
   td:not(.n) { min-width: 6.5rem }
+  td.long { min-width: 12rem }
   h1 { font-size: 1.35rem }
   .beside { grid-template-columns: minmax(0, 1fr) }
   dl.pairs { grid-template-columns: 1fr; gap: 0 }
@@ -148,8 +150,10 @@ summary { cursor: pointer }
 }
 @media print {
   nav, .screen::after { display: none }
+  html { -webkit-print-color-adjust: exact; print-color-adjust: exact }
   body { max-width: none; font-size: 10pt }
   figure, tr { break-inside: avoid }
+  h2, h3, .note { break-after: avoid }
   .wide { overflow: visible }
   details::details-content { content-visibility: visible }
 }
@@ -337,7 +341,7 @@ def picture(png_or_array, caption="", alt="", pixels=False):
         size = {"height": png_or_array.shape[0], "width": png_or_array.shape[1]}
     uri = data_uri(picture_bytes(png_or_array))
     name = "pixels" if pixels else None
-    return _figure(element("img", src=uri, alt=alt, loading="lazy", decoding="async", class_=name, **size), caption)
+    return _figure(element("img", src=uri, alt=alt, class_=name, **size), caption)
 
 
 def video(mp4_bytes, caption="", poster=None):
@@ -397,6 +401,7 @@ def _anchors(headings):
     """A different name for each heading."""
     names = []
     for heading in headings:
-        name = re.sub(r"\W+", "-", heading.lower()).strip("-") or "section"
-        names.append(name if name not in names else f"{name}-{len(names)}")
+        plain = re.sub(r"\W+", "-", heading.lower()).strip("-") or "section"
+        different = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(1)))
+        names.append(next(name for name in different if name not in names))
     return names

@@ -67,6 +67,10 @@ class TestPage:
         text = pages.table(["a", "b", "c"], [["1.5%", pages.element("i", "−2.5"), "x"], ["-", None, 3]])
         assert [given.get("class") for given in Parsed(text).all("th")] == ["n", "n", None]
 
+    def test_headings_that_look_numbered_have_places_of_their_own(self):
+        found = Parsed(pages.page("", [pages.section(name) for name in ("a", "a-2", "a", "A", "a-1")]))
+        assert not found.problems and len(found.all("a")) == 5
+
     def test_pictures(self):
         array = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
         content = pages.picture_bytes(array)
@@ -74,6 +78,8 @@ class TestPage:
             np.round(255 * matplotlib.image.imread(io.BytesIO(content))[..., :3]).astype(np.uint8), array
         )
         assert 'height="5" width="7"' in pages.picture(array[..., 0])
+        # What loads late is missing on paper, and moves what a link leads to.
+        assert "lazy" not in pages.picture(pages.picture_bytes(array))
         assert pages.data_uri(pages.picture_bytes(array, "jpeg")).startswith("data:image/jpeg;base64,")
         with pytest.raises(ValueError, match="uint8"):
             pages.picture(array / 255)

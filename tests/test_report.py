@@ -17,10 +17,12 @@ from keras_stss.evaluation.figures import all_figures
 from keras_stss.evaluation.metrics import softmax
 from keras_stss.evaluation.robustness import figures_of, with_means
 from keras_stss.evaluation.scores import Scores
+from keras_stss.models import ensemble, load_model
 from keras_stss.report.build import write_report
 from keras_stss.report.charts import Curve, chart
 from keras_stss.report.choose import disputed, mistakes, samples, scored_by_all
 from keras_stss.report.classes import near_order
+from keras_stss.report.results import is_number
 from keras_stss.report.runs import clips_of, read_runs
 
 HOSTILE = ['<script>alert("1")</script>', "دفع شيء من اليمين", "物を左から右へ押す & <b>'más'</b>"]
@@ -134,6 +136,11 @@ class TestPage:
         found, page = report([first, folder / "b"], tmp_path, clips=0)
         assert "Robustness" in found["sections"] and not found["missing"]
         assert "motion blur" in page.text and page.text.count("100.0%") >= 4
+        # Of paths that count from another folder than this one, too.
+        second = shutil.copytree(folder / "b", tmp_path / "b")
+        text = (first / "robustness.json").read_text().replace(str(folder / "b"), "b").replace(str(first), "a")
+        (first / "robustness.json").write_text(text)
+        assert not report([first, second], tmp_path, clips=0)[0]["missing"]
 
     def test_half_a_run(self, hostile, tmp_path):
         """A run that is still training, whose last line is cut."""
@@ -161,6 +168,8 @@ class TestPage:
         assert found["clips"]["shown"] == 0 and "data.root=…" in page.text and "Confusion" in found["sections"]
         found, _ = report([run], tmp_path, overrides=[f"data.root={root}"], overlays=0)
         assert found["clips"]["shown"] == 7
+        with pytest.raises(ConfigError, match=r"unknown key data\.rot\. Did you mean root"):
+            report([run], tmp_path, overrides=[f"data.rot={root}"])
 
     def test_damaged_files(self, hostile, tmp_path):
         folder, _ = hostile
@@ -189,6 +198,27 @@ class TestPage:
         data = json.loads(data)
         assert sorted(data["labels"]) == sorted(f"class {number}" for number in range(174))
         assert sum(clips for _, _, clips in data["runs"][0]) == 2000
+
+    def test_many_runs_of_few_classes(self, hostile, tmp_path):
+        """Their matrices are small: they keep names and figures. A clip has a line of each run, the others open."""
+        folders = [shutil.copytree(hostile[0] / "a", tmp_path / str(number)) for number in range(5)]
+        found, page = report(folders, tmp_path, clips=1, overlays=0)
+        lists = page.all("ol", **{"class": "guesses"})
+        assert found["clips"]["shown"] > 0 and len(lists) == 10 * found["clips"]["shown"] and "top-5" in page.text
+        assert not page.all("img") and len(page.all("svg", **{"class": "grid"})) == 5
+
+    def test_scores_that_are_no_numbers(self, hostile, tmp_path):
+        """Nothing is drawn at places that are none, and the page says it."""
+        run = shutil.copytree(hostile[0] / "a", tmp_path / "run")
+        scores = Scores.load(run / "scores" / "1x1.npz")
+        scores.logits[::2] = np.nan
+        scores.save(run / "scores" / "1x1.npz")
+        (run / "evaluation-1x1.json").write_text(json.dumps(all_figures(scores, read_runs([run])[0].labels)))
+        found, page = report([run], tmp_path, clips=0)
+        assert "the scores of run by 1x1 are no numbers for 5 clips" in found["notes"]
+        assert not any(
+            "nan" in value for _, given in page.tags for key, value in given.items() if key in ("cx", "points")
+        )
 
     def test_other_labels(self, hostile, clip_set, tmp_path):
         folder, _ = hostile
@@ -239,6 +269,7 @@ class TestParts:
             [(1, 2.0), (2, 2.0)],
             [(1, float("nan")), (2, None), (3, 1e-9)],
             [(n, n * 1e6) for n in range(999)],
+            [(1, 0.5), (float("nan"), 0.7)],
             [],
         ],
     )
@@ -249,6 +280,11 @@ class TestParts:
             places = [given["points"] for given in found.all("polyline")]
             assert all(0 <= float(x) <= 360 for text in places for x in text.replace(",", " ").split()[::2])
             assert sum(len(text.split()) for text in places) <= 402
+
+    def test_all_and_nothing_are_numbers(self):
+        """An accuracy of 1 or 0 has its point and its ring; None, no number and a truth value have none."""
+        values = (1.0, 1, 0.0, 0, 0.5, float("nan"), float("inf"), None, True, False, "1")
+        assert [is_number(value) for value in values] == [True] * 5 + [False] * 6
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +307,18 @@ class TestCommand:
         assert len(page.all("video")) == found["clips"]["shown"] + 2
         assert found["runs"][0]["parameters"] > 1000 and found["runs"][0]["epochs"] == 4
         assert "best.keras saved by Keras" in page.text and "what the network sees" in page.text
+        assert "This model has no displacements of its own" in page.text
+        assert "0.00 G" not in page.text and "0.00 M" not in page.text  # of a small model, too
+
+    def test_an_ensemble_beside_the_config_of_a_member(self, finished, tmp_path):
+        """As docs/models.md makes one: what its first network sees, and no cost, which would be the member's."""
+        run = shutil.copytree(finished, tmp_path / "run")
+        model = load_model(run)
+        ensemble([(model, 2), (model, 4)]).save(run / "best.keras")
+        found = write_report([run], clips=1, overlays=1)
+        page = Parsed((run / "report.html").read_text(encoding="utf-8"))
+        assert "what the first network of run sees" in page.text and "Cost" not in found["sections"]
+        assert any("best.keras is an ensemble" in note for note in found["notes"])
 
     def test_scores_of_an_earlier_model(self, finished, tmp_path, capsys):
         run = shutil.copytree(finished, tmp_path / "run")
@@ -283,6 +331,8 @@ class TestCommand:
         [
             (["nowhere"], "nowhere is not a run directory"),
             (["nowhere", "--clips", "-1"], "--clips must not be negative"),
+            (["nowhere", "--clips", "0", "elsewhere"], "nowhere is not a run directory"),
+            (["nowhere", "--out", "."], "--out names the page, a file; . is a folder"),
             (["nowhere", "model.width=3"], "report changes only data"),
             (["data.root=x"], "name a run directory"),
         ],
@@ -309,4 +359,9 @@ class TestCommand:
                   return video.videoWidth > 0;
                 })()"""
                 assert chromium.run(played)
+                # On paper bars and the runs' colours are there, too, though browsers leave out grounds.
+                chromium.ask("Emulation.setEmulatedMedia", media="print")
+                for name in ("bar", "swatch"):
+                    adjusted = f"getComputedStyle(document.querySelector('.{name}')).printColorAdjust"
+                    assert chromium.run(adjusted) == "exact"
                 assert chromium.messages == []

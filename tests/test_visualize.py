@@ -23,6 +23,7 @@ from keras_stss.visualize import (
     self_similarity_at,
     similarity_picture,
 )
+from keras_stss.visualize.page import clip_files
 
 STAGES = ("pool1", "res2", "res3", "res4", "res5")
 SELFY = {"temporal_offsets": [-1, 0, 1], "window": [7, 7], "channels": 16}
@@ -194,6 +195,15 @@ def test_networks_that_shorten_time():
     cam = grad_cam(model, clip)
     assert cam.stage == "mixed_5c" and len(cam.maps) == 1 and cam.heat.shape == (8, 32, 32)
     assert found.similarity_at((0, 0, 5)).frames[2] in (4, 6)
+    _, caption = clip_files(look_at(model, clip, ["a", "b", "c"], stage="conv2"))["motion-conv2.png"]
+    assert "t+1 is 2 later" in caption
+
+
+def test_a_model_that_says_no_numbers(model):
+    broken = keras.models.clone_model(model)
+    broken.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
+    with pytest.raises(VisualizeError, match="are no numbers"):
+        look_at(broken, moving_clip(0, 0, side=32), ["a", "b", "c"])
 
 
 def test_one_network_of_an_ensemble():

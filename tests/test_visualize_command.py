@@ -1,6 +1,8 @@
 """``keras-stss visualize``: what it writes, what it says of what cannot be read, and the page in a browser."""
 
+import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +16,8 @@ from conftest import square_clip, write_video
 from untrained import LABELS, write_runs
 
 from keras_stss.cli import main
-from keras_stss.visualize import VisualizeError, principal_components, t_sne
+from keras_stss.config import DataConfig
+from keras_stss.visualize import VisualizeError, embedding, principal_components, t_sne
 from keras_stss.visualize.embedding import embedding_picture
 from keras_stss.visualize.page import folder_names
 
@@ -115,6 +118,7 @@ def test_the_page_opens_in_a_browser_without_an_error(shown, tmp_path):
         (["x.mp4", "--class", "red"], "no class 'red' among the 3. Did you mean: 'red square'"),
         (["x.mp4", "--stage", "res7"], "the model has no stage 'res7'. It has: pool1, res2"),
         (["x.mp4", "--member", "0"], "the model is no ensemble"),
+        (["--point", "32,0,0", "x.mp4"], "the point must lie inside the clip: x from 0 to 31"),
     ],
 )
 def test_what_cannot_be_asked(run, tmp_path, capsys, options, message):
@@ -122,6 +126,50 @@ def test_what_cannot_be_asked(run, tmp_path, capsys, options, message):
     lines = capsys.readouterr().err.splitlines()
     assert message in lines[-1] and lines[-1].startswith("keras-stss: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_that_has_moved(run, clip_set, tmp_path, capsys):
+    """The files are shown without it; data.root says where its clips are now."""
+    moved = shutil.copytree(run, tmp_path / "run")
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(str(clip_set), str(tmp_path / "gone")))
+    call = ["visualize", str(moved), "--clips", "1", "--out", str(tmp_path / "out"), "--json"]
+    assert main([*call, str(clip_set / "0.mp4")]) == 2
+    shown, failed, _ = sorted(
+        (json.loads(line) for line in capsys.readouterr().out.splitlines()), key=len, reverse=True
+    )
+    assert shown["file"] == str(clip_set / "0.mp4") and failed["file"] == "--clips" and "(data.root)" in failed["error"]
+    assert main(call) == 2
+    assert "data set not found" in capsys.readouterr().err
+    assert main([*call, f"data.root={clip_set}"]) == 0
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    assert main(["visualize", str(run), "x.mp4", "--out", str(taken)]) == 2
+    assert f"{taken} is a file" in capsys.readouterr().err
+
+
+def test_names_that_cannot_be_printed(run, clip_set, tmp_path, monkeypatch):
+    """A name that is no UTF-8, on an output that knows ASCII alone."""
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xc3\xbc.mp4")
+    shutil.copy(clip_set / "0.mp4", name)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii", write_through=True))
+    assert main(["visualize", str(run), name, "--out", str(tmp_path / "out")]) == 0
+    assert b"/\\udcff\\xfc.mp4: " in printed.getvalue()
+
+
+def test_features_that_are_no_numbers(monkeypatch):
+    class Scorer:
+        def __init__(self, model):
+            pass
+
+        def score(self, clips, *others):
+            return np.arange(2), np.array([[1.0, np.nan], [0, 0]]), {}
+
+    monkeypatch.setattr(embedding, "Scorer", Scorer)
+    monkeypatch.setattr(embedding, "feature_model", lambda model: model)
+    with pytest.raises(VisualizeError, match="features of 1 of 2 clips are no numbers"):
+        embedding.set_features(None, [None, None], DataConfig(format="ucf101", root="."), 2)
 
 
 def test_features_of_a_csv_as_json(run, clip_set, tmp_path, capsys):
@@ -135,6 +183,10 @@ def test_features_of_a_csv_as_json(run, clip_set, tmp_path, capsys):
     assert found[0] == {"file": str(tmp_path / "gone.mp4"), "error": "no such file"}
     assert found[1] == {"page": str(out / "index.html")}
     assert len((out / "features.csv").read_text().splitlines()) == 7
+    listed.write_text("path,label\ngone.mp4,A kind\n")
+    assert main(["visualize", str(run), "--pca", "--set", str(listed), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "1 of 1 clips cannot be read" in said and "allows" not in said  # all that are asked for may be
     assert main(["visualize", str(run), "--pca", "--set", str(tmp_path / "no.csv"), "--out", str(out)]) == 2
     assert f"--pca: no such file: {tmp_path / 'no.csv'}" in capsys.readouterr().err
 
@@ -173,6 +225,9 @@ def test_points_have_the_colour_of_their_class():
     assert {(31, 119, 180), (255, 127, 14)} < seen and (64, 72, 80) not in seen
     crossed = embedding_picture(places, [0, 1, 0, 1], ["$a", "b"], [True, False, False, False], "a title")
     assert (picture != crossed).any()
+    # The grey of the classes without colours is nobody's: only letters have some of it at their edges.
+    many = embedding_picture(places[[0] * 19], range(19), [str(number) for number in range(19)], None, "a title")
+    assert max((many == grey).all(-1).sum() for grey in (127, 199)) < 20
 
 
 def test_folders_of_clips_are_different_and_plain():

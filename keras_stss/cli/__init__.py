@@ -39,6 +39,7 @@ def main(arguments=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     options = _parse(arguments)
+    _print_any_name()
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING)
     logging.getLogger("keras_stss").setLevel(logging.INFO)
     try:
@@ -55,10 +56,20 @@ def main(arguments=None):
         return MENDABLE
 
 
+def _print_any_name():
+    """File names may hold what the output's encoding has not, or no text at all: their codes are printed then."""
+    if getattr(sys.stdout, "errors", None) == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _parse(arguments):
-    """The options; overrides may stand anywhere on the line, which argparse alone does not allow."""
+    """The options; files, runs and overrides may stand anywhere on the line, which argparse alone does not allow."""
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
+    listed = next((name for name in ("files", "runs") if hasattr(options, name)), None)
+    if listed and not any(item.startswith("-") for item in left):
+        setattr(options, listed, [*getattr(options, listed), *left])
+        return options
     if left and (not hasattr(options, "overrides") or any(not re.match(r"\w+(\.\w+)*=", item) for item in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if left:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from keras_stss.cli.codes import MENDABLE
-from keras_stss.config import ConfigError
+from keras_stss.config import ConfigError, load_config
 
 
 def add(commands):
@@ -34,10 +34,13 @@ def add(commands):
     )
     visualize.add_argument("--perplexity", type=float, metavar="P", help="--tsne: neighbours that count (default: 30)")
     visualize.add_argument("--json", action="store_true", help="print one JSON line a clip")
-    visualize.set_defaults(command=_visualize)
+    visualize.set_defaults(command=_visualize, overrides=[])
+    visualize.epilog = "Overrides data.…=…, such as data.root=DIR, say where the run's clips are now."
 
 
 def _visualize(options):
+    options.overrides += [item for item in options.files if _is_override(item)]
+    options.files = [item for item in options.files if not _is_override(item)]
     _check(options)
     point = _point(options.point)
     from keras_stss.models import load_model
@@ -45,12 +48,14 @@ def _visualize(options):
     from keras_stss.visualize import page
 
     run, config, labels = read_run(options.run)
+    if options.overrides:
+        config = load_config(run.folder / "config.yaml", options.overrides)
     model = load_model(run.folder)
-    looking = _looking(model, labels, options, point)
-    clips = _clips(options, config.data, labels)
+    looking = _looking(model, labels, options, point, config.data)
+    sections, failures = [], []
+    clips = _clips(options, config.data, failures)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    sections, failures = [], []
     if options.tsne or options.pca:
         sections += _plane(model, labels, config, options, out, failures)
     for (name, clip, truth), folder in zip(clips, page.folder_names([Path(name).stem for name, _, _ in clips])):
@@ -58,9 +63,14 @@ def _visualize(options):
     if clips:
         sections.append(page.how_to_read())
     sections.append(page.failures_section(failures))
-    page.write_page(out / "index.html", "What the network sees", f"{options.run}: {model.name}", sections)
+    which = "" if options.member is None else f", network {options.member} alone"
+    page.write_page(out / "index.html", "What the network sees", f"{options.run}: {model.name}{which}", sections)
     print(json.dumps({"page": str(out / "index.html")}) if options.json else f"written: {out / 'index.html'}")
     return MENDABLE if failures else 0
+
+
+def _is_override(item):
+    return item.startswith("data.") and "=" in item
 
 
 def _check(options):
@@ -72,6 +82,8 @@ def _check(options):
         )
     if options.clips < 0 or options.most < 1:
         raise ConfigError(f"--clips and --most must be positive. Received: {options.clips}, {options.most}")
+    if Path(options.out).is_file():
+        raise ConfigError(f"--out names the folder of what is written; {options.out} is a file")
     if options.set and not plane:
         raise ConfigError("--set belongs to --tsne and --pca")
     if options.perplexity is not None and not options.tsne:
@@ -88,9 +100,11 @@ def _point(text):
     return x, y, t
 
 
-def _looking(model, labels, options, point):
+def _looking(model, labels, options, point, data):
     """Function (clip, truth) → :class:`keras_stss.visualize.Look`; what cannot be asked of the model is refused now."""
-    from keras_stss.visualize import find_label, look_at
+    import numpy as np
+
+    from keras_stss.visualize import check_point, find_label, look_at
     from keras_stss.visualize.network import network_of
 
     label = None if options.label is None else find_label(labels, options.label)
@@ -98,17 +112,25 @@ def _looking(model, labels, options, point):
         network = network_of(model, options.member)
         if options.stage is not None:
             network.check_stage(options.stage)
+        if point is not None:
+            check_point(point, network.frames(np.zeros((data.frames, data.crop, data.crop, 3), "uint8")).shape)
     wanted = {"label": label, "stage": options.stage, "point": point, "member": options.member}
     return lambda clip, truth: look_at(model, clip, labels, truth, **wanted)
 
 
-def _clips(options, data, labels):
+def _clips(options, data, failures):
     """[(name, clip, its label or None)] of the files, then of the run's own clips."""
-    from keras_stss.data.annotations import Clip, read_annotations
+    from keras_stss.data.annotations import Clip, DataError, read_annotations
 
     chosen = [(path, Clip(path, path, 0, "frames" if Path(path).is_dir() else "video"), None) for path in options.files]
     if options.clips:
-        data_set = read_annotations(data)
+        try:
+            data_set = read_annotations(data)
+        except DataError as error:
+            if not chosen:
+                raise
+            _failed("--clips", str(error), options, failures)
+            return chosen
         found = _some(data_set.validation, options.clips)
         chosen += [(clip.id, clip, data_set.labels[clip.label]) for clip in found]
     return chosen

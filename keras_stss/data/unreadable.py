@@ -66,9 +66,11 @@ class Unreadable:
         shown = [f"  {place}: {reason}" for place, reason in list(reasons.items())[:_SHOWN]]
         if count > len(shown):
             shown.append(f"  and {count - len(shown)} more")
+        share, limit = count / self.total, ""
+        if share > self.max_share:
+            limit = f"; data.max_unreadable={self.max_share:g} allows {self.max_share:.1%}"
         raise TooManyUnreadable(
-            f"{count} of {self.total} clips cannot be read ({count / self.total:.1%}); "
-            f"data.max_unreadable={self.max_share:g} allows {self.max_share:.1%}\n" + "\n".join(shown)
+            f"{count} of {self.total} clips cannot be read ({share:.1%}){limit}\n" + "\n".join(shown)
         )
 
     @contextlib.contextmanager

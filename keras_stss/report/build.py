@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from keras_stss.config import ConfigError
 from keras_stss.pages import PLAYING, SORTING, page
 from keras_stss.report import classes, results, settings
 from keras_stss.report.clips import Clips
@@ -32,8 +33,10 @@ def write_report(folders, out=None, *, clips=CLIPS, overlays=OVERLAYS, title=Non
         ``notes``.
 
     Raises:
-        ConfigError: where a folder is no run directory, or where labels differ.
+        ConfigError: where a folder is no run directory, where labels differ, and where ``out`` is a folder.
     """
+    if out and Path(out).is_dir():
+        raise ConfigError(f"--out names the page, a file; {out} is a folder. For example {Path(out, 'report.html')}")
     runs = read_runs(folders, overrides)
     protocol = results.main_protocol(runs)
     shown, counted = Clips(runs, protocol, clips, overlays), settings.costs(runs)

@@ -111,7 +111,7 @@ def _curve(curve, place):
 
 
 def _known(points):
-    return [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+    return [(x, y) for x, y in points if y is not None and math.isfinite(x) and math.isfinite(y)]
 
 
 def _thinned(points):

@@ -9,8 +9,8 @@ from keras_stss.pages import Markup, data_uri, element, escape, label, picture_b
 from keras_stss.report.charts import color_of, svg
 from keras_stss.report.results import named
 
-#: Beyond so many classes, or runs, a matrix is a picture of small squares, without the names beside it.
-NAMED, SEVERAL = 40, 4
+#: Beyond so many classes, or squares of all runs, a matrix is a picture of small squares, without the names beside it.
+NAMED, SQUARES = 40, 6400
 _CELL, _EDGE, _LETTER = 20, 24, 6  # pixels of a cell, of the numbers beside them and of a letter
 _LETTERS = 56  # of a name
 _PAIRS = 12
@@ -84,7 +84,7 @@ def confusion(runs, protocol):
         return None
     labels = runs[0].labels
     total = sum(_counts(run, protocol) for _, run in having)
-    is_large = len(labels) > NAMED or len(having) > SEVERAL
+    is_large = len(labels) > NAMED or len(having) * len(labels) ** 2 > SQUARES
     order = near_order(total) if is_large else np.arange(len(labels))
     parts = []
     for number, run in having:

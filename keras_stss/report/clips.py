@@ -15,11 +15,12 @@ from keras_stss.report.charts import color_of, swatch
 from keras_stss.report.choose import disputed, mistakes, samples, scored_by_all
 from keras_stss.report.runs import clips_of
 from keras_stss.visualize import VisualizeError, look_at, overlay_frames
+from keras_stss.visualize.page import motion_note
 
 _FRAMES, _SIDE, _LEAST, _CRF = 32, 160, 128, 26  # of a clip's video; pixels of its short side
 _RATE = 12  # frames a second of what does not say its own
 _SLOW = 3  # frames a second of overlays
-_TOP = {1: 5, 2: 3}  # classes told of each of so many runs; of more the first one alone
+_TOP, _SHOWN = 5, {1: 5, 2: 3}  # classes told of each run, and seen at once of so many runs; of more the first alone
 _LEAST_SHARE = 0.005
 _WRONG, _MIXED, _OTHERS = "Wrong predictions worth a look", "Where the runs differ", "Sample clips"
 
@@ -92,12 +93,11 @@ class Clips:
         return element("div", played, name, self._overlay(clip), class_="card")
 
     def _said(self, place):
-        """The most probable classes, by each run; those below 1 % only where there is no other."""
+        """The most probable classes, by each run; those of next to nothing only where there is no other."""
         found = []
         for row, (number, _) in enumerate(self._having):
             probabilities = self._scored.probabilities[row, place]
-            order = np.argsort(-probabilities, kind="stable")
-            first, *others = order[: _TOP.get(len(self._having), 1)]
+            first, *others = np.argsort(-probabilities, kind="stable")[:_TOP]
             dot = swatch(number) if len(self._having) > 1 else None
             lines = [self._guess(first, probabilities[first], place, number, dot)]
             lines += [
@@ -105,8 +105,12 @@ class Clips:
                 for each in others
                 if probabilities[each] >= _LEAST_SHARE
             ]
-            found.append(element("ol", *lines, class_="guesses"))
-        return found
+            found.append(lines)
+        shown = _SHOWN.get(len(found), 1)
+        lists = [element("ol", *lines[:shown], class_="guesses") for lines in found]
+        if any(len(lines) > shown for lines in found):
+            lists.append(details(f"top-{_TOP}", *(element("ol", *lines, class_="guesses") for lines in found)))
+        return lists
 
     def _guess(self, index, probability, place, number, dot=None):
         is_right = index == self._scored.label[place]
@@ -125,8 +129,7 @@ class Clips:
         try:
             if self._model is None:
                 self._model = load_model(run.folder)
-            # Of an ensemble its first network.
-            member = 0 if run.config.model.ensemble else None
+            member = 0 if run.is_ensemble else None
             truth = self._labels[clip.label]
             seen = look_at(self._model, read_view(clip, run.config.data), self._labels, truth, member=member)
             frames = overlay_frames(seen)
@@ -136,7 +139,9 @@ class Clips:
             return None
         self._left -= 1
         who = "the network" if len(self._having) == 1 else run.name
-        return details(f"what {who} sees", video(encode_video(frames, _SLOW, _CRF), poster=frames[0]))
+        who = f"the first network of {run.name}" if run.is_ensemble else who
+        shown = video(encode_video(frames, _SLOW, _CRF), motion_note(seen), poster=frames[0])
+        return details(f"what {who} sees", shown)
 
 
 def shown_frames(clip):

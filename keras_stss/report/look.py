@@ -38,7 +38,8 @@ img.matrix { width: 100%; border: 1px solid var(--line); border-radius: 0; curso
 .bar > i { display: block; height: 100% }
 .stack { text-align: right; font-variant-numeric: tabular-nums }
 .stack.left { text-align: left; min-width: 12rem }
-.several > div { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; max-width: 26rem }
+.several > div { display: flex; gap: .35em; white-space: nowrap; max-width: 26rem }
+.several bdi { overflow: hidden; text-overflow: ellipsis }
 .card .name { line-height: 1.35 }
 .card figcaption { color: var(--ink) }
 .card figcaption > bdi { font-weight: 600 }
@@ -58,7 +59,11 @@ pre { background: var(--raised); padding: .8rem; overflow-x: auto; font-size: .8
   border-radius: 4px }
 td:has(> .swatch) { white-space: nowrap }
 @media (max-width: 600px) { .bar { width: 4.5rem } }
-@media print { .tall { max-height: none } .find, .told { display: none } }
+@media print {
+  .tall { max-height: none }
+  .find, .told { display: none !important }
+  .several > div { max-width: 14rem }
+}
 """
 
 #: Finds classes by their name, and reads the matrices' squares.

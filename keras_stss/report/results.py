@@ -7,8 +7,6 @@ from keras_stss.evaluation.figures import comparisons
 from keras_stss.pages import beside, command, element, escape, gallery, pairs, section, table
 from keras_stss.report.charts import Curve, chart, color_of, swatch
 
-_NOT_A_NUMBER = (None, True, False)
-
 
 def main_protocol(runs):
     """The protocol that most of the page is about: the first that all runs with figures have; else None."""
@@ -50,7 +48,7 @@ def best_row(run):
 
 def is_number(value):
     """Whether a value of metrics.jsonl is one to draw."""
-    return value not in _NOT_A_NUMBER and isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def overview(runs, protocol):

@@ -69,9 +69,19 @@ class ReportedRun:
 
     def saved_by(self):
         """{"keras_version", "date_saved"} of best.keras, as far as it says so."""
+        return self._of_model("metadata.json")
+
+    @property
+    def is_ensemble(self):
+        """Whether best.keras is one: config.yaml may be that of one of its networks."""
+        layers = self._of_model("config.json").get("config", {}).get("layers", [])
+        return any(layer.get("name") == "member0_logits" for layer in layers)
+
+    def _of_model(self, name):
+        """A JSON file inside of best.keras; {} where it cannot be read."""
         try:
             with zipfile.ZipFile(Run(self.folder).best) as file:
-                found = json.loads(file.read("metadata.json"))
+                found = json.loads(file.read(name))
         except (OSError, KeyError, ValueError, zipfile.BadZipFile):
             return {}
         return found if isinstance(found, dict) else {}
@@ -126,9 +136,11 @@ def _read_run(name, folder, overrides):
     run = ReportedRun(name, folder, Run(folder).labels(), path.read_text(encoding="utf-8", errors="replace"))
     try:
         run.values = yaml.safe_load(run.text) or {}
-        run.config = load_config(path, list(overrides))
+        run.config = load_config(path)
     except (ConfigError, yaml.YAMLError) as error:
         run.notes.append(f"{path} cannot be read by this version, so there are no clips and no cost: {error}")
+    if run.config is not None and overrides:
+        run.config = load_config(path, list(overrides))
     _read_rows(run)
     if run.config is not None:
         try:
@@ -166,6 +178,8 @@ def _read_protocol(run, protocol):
     scores = Scores.load(run.folder / "scores" / f"{protocol}.npz")
     if scores is not None and _fits(scores, run):
         run.scores[protocol] = scores
+        if diverged := int(np.count_nonzero(~np.isfinite(scores.logits).all(axis=1))):
+            run.notes.append(f"the scores of {run.name} by {protocol} are no numbers for {diverged:,} clips")
         if protocol in PROTOCOLS and run.clips and run.has_model:
             now = what_scores_depend_on(Run(run.folder).best, run.clips, run.config.data, PROTOCOLS[protocol])
             if scores.depends.get("model") != now["model"]:
@@ -194,8 +208,9 @@ def _robustness_of(run, holder):
     """What the robustness.json of a run says of another one, or of itself, and by which protocol."""
     try:
         found = json.loads((holder.folder / "robustness.json").read_text(encoding="utf-8"))
+        start = _start_of(found, holder)
         for each in found["runs"]:
-            is_it = Path(each["run"]).resolve() == run.folder.resolve()
+            is_it = (start / each["run"]).resolve() == run.folder.resolve()
             if is_it or (holder is run and (len(found["runs"]) == 1 or Path(each["run"]).name == run.folder.name)):
                 return {key: each[key] for key in ("clean", "corruptions", "relative", "mean_relative")}, found[
                     "protocol"
@@ -207,6 +222,15 @@ def _robustness_of(run, holder):
         if note not in holder.notes:
             holder.notes.append(note)
     return None
+
+
+def _start_of(found, holder):
+    """Where the paths of a robustness.json start: whence one leads to its own folder, as far as one does so."""
+    own = holder.folder.resolve().parts
+    for parts in (Path(each["run"]).parts for each in found["runs"]):
+        if parts and own[-len(parts) :] == parts:
+            return Path(*own[: -len(parts)])
+    return Path()
 
 
 def clips_of(run, scores):

@@ -13,6 +13,7 @@ from keras_stss.report.results import named
 
 _PACKAGES = ("keras-stss", "keras", "numpy", "av")
 _TENSORFLOW = ("tensorflow", "tensorflow-cpu")
+_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def costs(runs):
@@ -20,6 +21,11 @@ def costs(runs):
     found = {}
     for run in runs:
         if run.config is None:
+            continue
+        if run.is_ensemble and not run.config.model.ensemble:
+            run.notes.append(
+                f"no cost of {run.name}: best.keras is an ensemble, which config.yaml (model.ensemble) does not say"
+            )
             continue
         try:
             found[run.name] = cost(run.config, len(run.labels))
@@ -43,26 +49,22 @@ def cost_section(runs, counted):
                 named(runs, number),
                 found["model"],
                 clip,
-                _millions(found["parameters"]),
-                _billions(found["multiply_adds"]),
+                _short(found["parameters"]),
+                _short(found["multiply_adds"]),
                 _speed(run),
             ]
         )
-        listed = [
-            [row["stage"], _millions(row["parameters"]), _billions(row["multiply_adds"])] for row in found["stages"]
-        ]
+        listed = [[row["stage"], _short(row["parameters"]), _short(row["multiply_adds"])] for row in found["stages"]]
         stages.append(details(f"stages of {run.name}", table(["stage", "parameters", "multiply-adds"], listed)))
     heads = ["run", "model", "frames × size", "parameters", "multiply-adds a clip", "training clips per second"]
     note = "Multiply-adds, which papers call FLOPs, of one clip and crop; the speed of the last epoch, where it ran."
     return section("Cost", table(heads, rows), *stages, note=note)
 
 
-def _millions(count):
-    return f"{count / 1e6:.2f} M"
-
-
-def _billions(count):
-    return f"{count / 1e9:.2f} G"
+def _short(count):
+    """A count with two digits behind the point, in the unit that it fills."""
+    size, unit = next(((size, unit) for size, unit in _UNITS if count >= size), (None, ""))
+    return f"{count / size:.2f} {unit}" if size else str(count)
 
 
 def _speed(run):

@@ -13,6 +13,7 @@ from keras_stss.visualize.motion import (
     MotionMap,
     PointSimilarity,
     change_maps,
+    check_point,
     motion_maps,
     self_similarity_at,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "VisualizeError",
     "change_maps",
     "change_picture",
+    "check_point",
     "confidence_picture",
     "embedding_picture",
     "feature_model",

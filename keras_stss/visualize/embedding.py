@@ -16,7 +16,7 @@ COMPONENTS = 50
 #: t-SNE's usual perplexity.
 PERPLEXITY = 30.0
 #: Classes with colours of their own; the others, with fewer clips, are grey.
-COLORED = 20
+COLORED = 18
 #: Up to so many clips t-SNE runs on one thread.
 FEW = 1000
 _LEAST = 4
@@ -52,11 +52,13 @@ def set_features(model, clips, data, batch_size, progress=None):
         cannot be read)
 
     Raises:
-        DataError: where no clip can be read.
+        DataError: where no clip can be read. VisualizeError: where features are no numbers.
     """
     scorer = Scorer(feature_model(model))
     lenient = data.model_copy(update={"max_unreadable": 1.0})
     indices, features, unreadable = scorer.score(clips, lenient, batch_size, progress)
+    if no_numbers := int(np.count_nonzero(~np.isfinite(features).all(axis=1))):
+        raise VisualizeError(f"the model's features of {no_numbers} of {len(features)} clips are no numbers")
     said = np.argmax(np.asarray(model.get_layer("logits")(features)), axis=1)
     return indices, features, said, unreadable
 
@@ -138,7 +140,7 @@ def embedding_picture(places, classes, labels, wrong, title):
         title: above.
 
     Returns:
-        uint8 picture. Beyond 20 classes, those with the most clips have colours, the others are grey.
+        uint8 picture. Beyond 18 classes, those with the most clips have colours, the others are grey.
     """
     classes, wrong = np.asarray(classes), np.zeros(len(places), bool) if wrong is None else np.asarray(wrong)
     counts = np.bincount(classes, minlength=len(labels))
@@ -176,7 +178,12 @@ def _points(axes, places, color, marker):
 
 
 def _color(number, count):
-    return matplotlib.colormaps["tab10" if count <= 10 else "tab20"](number)
+    # Of the twenty, two are as grey as the other classes.
+    return (
+        matplotlib.colormaps["tab10"](number)
+        if count <= 10
+        else matplotlib.colormaps["tab20"](number + 2 * (number > 13))
+    )
 
 
 def _legend(axes, named, rest, wrong):

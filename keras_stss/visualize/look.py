@@ -61,9 +61,12 @@ def look_at(model, clip, labels, truth=None, *, label=None, stage=None, point=No
         VisualizeError: for what cannot be looked at.
     """
     network = network_of(model, member)
+    logits = network.see(clip, ["logits"])["logits"]
+    if not np.isfinite(logits).all():
+        raise VisualizeError("what the model says of the clip are no numbers: its weights are damaged")
     maps = motion_maps(model, clip, stage, member)
     points = [found.similarity_at(point) for found in maps if found.moving]
-    probabilities = softmax(network.see(clip, ["logits"])["logits"][None])[0]
+    probabilities = softmax(logits[None])[0]
     order = np.argsort(-probabilities, kind="stable")
     wanted = [int(order[0]) if label is None else label]
     if label is None and truth in labels and labels.index(truth) != wanted[0]:

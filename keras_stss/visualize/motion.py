@@ -94,12 +94,7 @@ class MotionMap:
             VisualizeError: for a point outside of the clip.
         """
         x, y, t = self.strongest() if point is None else point
-        length, height, width = self.size
-        if not (0 <= x < width and 0 <= y < height and 0 <= t < length):
-            raise VisualizeError(
-                f"the point must lie inside the clip: x from 0 to {width - 1}, y from 0 to {height - 1}, t from 0 to "
-                f"{length - 1}. Received: x={x:g}, y={y:g}, t={t:g}"
-            )
+        check_point((x, y, t), self.size)
         row, column = int(y // self.cell[0]), int(x // self.cell[1])
         place = int(np.argmin(np.abs(self.frames - t)))
         partners = [place + offset for offset in self.offsets]
@@ -227,6 +222,16 @@ def self_similarity_at(model, clip, point=None, block=None, stage=None, member=N
     if block is not None and block not in maps:
         raise VisualizeError(f"there is no motion block {block!r}. There are: {', '.join(maps)}")
     return (maps[block] if block else next(iter(maps.values()))).similarity_at(point)
+
+
+def check_point(point, size):
+    """Raises VisualizeError for a point (x, y, t) outside of a clip of a size (T, H, W, …)."""
+    (x, y, t), (length, height, width) = point, size[:3]
+    if not (0 <= x < width and 0 <= y < height and 0 <= t < length):
+        raise VisualizeError(
+            f"the point must lie inside the clip: x from 0 to {width - 1}, y from 0 to {height - 1}, t from 0 to "
+            f"{length - 1}. Received: x={x:g}, y={y:g}, t={t:g}"
+        )
 
 
 def _local_means(maps):

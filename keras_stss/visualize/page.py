@@ -45,7 +45,7 @@ def clip_files(look):
     head = headline(look)
     files["overlay.mp4"] = encode_video(overlay_frames(look), len(clip) / SECONDS), _video_caption(look)
     for found in look.maps:
-        where = f"{found.name}: a map of {found.similarity.shape[1]}×{found.similarity.shape[2]} cells"
+        where = _where(found)
         files[f"motion-{found.name}.png"] = pictures.motion_picture(clip, found, head), f"Displacement, {where}"
         files[f"confidence-{found.name}.png"] = pictures.confidence_picture(clip, found, head), f"Confidence, {where}"
     for point in look.points:
@@ -80,7 +80,7 @@ def motion_note(look):
         else "no motion block that compares frames"
     )
     return (
-        f"This model has no displacements of its own ({what}). Those below are the soft-argmax of the self-similarity "
+        f"This model has no displacements of its own ({what}). Those shown are the soft-argmax of the self-similarity "
         f"of its {stage} features: what a block put there could see, not what the model uses."
     )
 
@@ -149,6 +149,13 @@ def folder_names(names):
         made.append(next(text for text in different if text.casefold() not in taken))
         taken.add(made[-1].casefold())
     return made
+
+
+def _where(found):
+    times, rows, columns = found.similarity.shape[:3]
+    step = found.size[0] / times
+    slower = f"; its frames are {step:g} of the clip's apart, so that t+1 is {step:g} later" if step > 1 else ""
+    return f"{found.name}: a map of {rows}×{columns} cells{slower}"
 
 
 def _video_caption(look):

@@ -79,7 +79,7 @@ def similarity_picture(clip, found, caption=""):
     values = np.where(inside, found.volume, np.nan)
     low, high = _range(values[[frame is not None for frame in found.frames]])
     scale = max(1, round(LARGE / max(clip.shape[1:3])))
-    columns, words = [], [f"t{offset:+d}" if offset else f"frame {found.point[2]}" for offset in found.offsets]
+    columns, words = [], [_when(offset, frame) for offset, frame in zip(found.offsets, found.frames)]
     if 0 not in found.offsets:  # the frame of the point, which is compared with the others alone
         own = _marked(clip[found.point[2]].repeat(scale, 0).repeat(scale, 1), None, found, scale)
         columns, words = [[own, *(2 * [np.full_like(own, 255)])]], [f"frame {found.point[2]}", *words]
@@ -191,6 +191,10 @@ def _pixels(cells, cell):
     """So many cells in pixels, downwards and to the right where these differ."""
     high, wide = (short(cells * side) for side in cell)
     return wide if high == wide else f"{wide} × {high}"
+
+
+def _when(offset, frame):
+    return ", ".join([f"t{offset:+d}"] * bool(offset) + [f"frame {frame}"] * (frame is not None))
 
 
 def _laid_over(picture, colors, box):
