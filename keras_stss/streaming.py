@@ -32,6 +32,7 @@ from keras import ops
 from keras_stss import layers
 from keras_stss.config import ConfigError
 from keras_stss.export import litert
+from keras_stss.export.graph import save_functions
 from keras_stss.export.place import size
 from keras_stss.layers.frame_pairs import where_begun
 from keras_stss.ops import portable
@@ -282,9 +283,6 @@ def _put(target, save, run, stream, tolerance=TOLERANCE):
 
 def _save(stream, folder, batch, height, width):
     zeros = stream.initial_state(1, height, width)
-    # Bare variables: a Keras model would be saved with its Python side, and loading would look for Keras.
-    module = tf.Module()
-    module.model_variables = [variable.value for variable in stream.model.variables]
 
     @tf.function
     def step(**inputs):
@@ -300,8 +298,7 @@ def _save(stream, folder, batch, height, width):
         signatures = {"serving_default": step.get_concrete_function(frame=frame, **specs)}
     if batch is None:
         signatures["initial_state"] = initial_state
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(module, str(folder), signatures=signatures, options=options)
+    save_functions(signatures, [variable.value for variable in stream.model.variables], folder)
 
 
 def _run_saved_model(folder, stream):

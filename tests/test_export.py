@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_stss.cli import main
 from keras_stss.config import ConfigError, dump_config, parse_config
 from keras_stss.data.augment import center_view
 from keras_stss.export import export_run, saved_model
+from keras_stss.export.graph import save_functions
+from keras_stss.export.saved_model import ExportError
 from keras_stss.models.build import build_model, load_model
 
 FRAMES, RESIZE, CROP = 4, (72, 96), 64
@@ -248,8 +251,9 @@ def test_existing_folders(run_folder, tmp_path, saved_already):
 def test_nothing_is_written_where_the_numbers_differ(run_folder, tmp_path, saved_already, monkeypatch):
     for difference in (1e-3, float("inf"), float("nan")):
         monkeypatch.setattr(saved_model, "_largest_difference", lambda *_, value=difference: value)
-        with pytest.raises(RuntimeError, match="differs from the Keras model"):
+        with pytest.raises(ExportError, match="differs from the Keras model"):
             export_run(run_folder, tmp_path / "models" / "1")
+        assert main(["export", str(run_folder), str(tmp_path / "models" / "1")]) == 2  # a line, and no traceback
         assert not list((tmp_path / "models").iterdir())
 
 
@@ -261,6 +265,23 @@ def test_no_run(tmp_path):
         export_run(run, tmp_path / "1")
     (run / "best.keras").unlink()
     with pytest.raises(ConfigError, match=r"best\.keras"):
+        export_run(run, tmp_path / "1")
+
+
+def test_a_disk_that_takes_no_more(tmp_path):
+    """Writing ends with a line, not with TensorFlow's traceback, and leaves nothing."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="is not a directory"):
+        save_functions({}, [tf.Variable(1.0)], tmp_path / "file" / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_weights_that_are_no_numbers(tmp_path):
+    run = make_run(tmp_path / "run")
+    spoilt = load_model(run)
+    spoilt.get_layer("logits").bias.assign(np.full(len(LABELS), np.nan))
+    spoilt.save(run / "best.keras")
+    with pytest.raises(ConfigError, match=r"logits/bias of best\.keras holds what is no number"):
         export_run(run, tmp_path / "1")
 
 

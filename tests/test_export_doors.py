@@ -219,7 +219,7 @@ def make_tiny_case(data, batch):
     from keras_stss.export.check import Case
 
     clips = np.zeros((batch, data.frames, data.crop, data.crop, 3), np.uint8)
-    return Case(clips, np.full((batch, len(LABELS)), 1 / len(LABELS), np.float32), 0)
+    return Case(clips, np.full((batch, len(LABELS)), 1 / len(LABELS), np.float32), batch, 0)
 
 
 def test_a_format_that_differs_is_left_out(run_folder, tmp_path, quick, capsys):
@@ -228,7 +228,7 @@ def test_a_format_that_differs_is_left_out(run_folder, tmp_path, quick, capsys):
     command = ["export", str(run_folder), str(tmp_path / "out"), "--format", "litert,litert-int8"]
     assert main(command) == 2
     output = capsys.readouterr()
-    assert "refused: litert: its probabilities differ by inf, more than 1e-04" in output.err
+    assert "refused: litert: its probabilities are not the model's: some are no numbers" in output.err
     assert "written all the same: model-int8.tflite" in output.err
     assert "model-int8.tflite" in output.out and "2.0" in output.out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -236,11 +236,13 @@ def test_a_format_that_differs_is_left_out(run_folder, tmp_path, quick, capsys):
         "labels.json",
         "model-int8.tflite",
     ]
+    table = (tmp_path / "out" / "export.json").read_text()
+    assert json.loads(table, parse_constant=pytest.fail)["doors"][0]["max_difference"] is None
 
     quick(Difference(0.3, 1.0), Difference(0.1, 0.5))
     assert main([*command, "--force"]) == 2
     error = capsys.readouterr().err
-    assert "litert: its probabilities differ by 3.0e-01" in error
+    assert "litert: its probabilities are not the model's: they differ by 3.0e-01, more than 1e-04" in error
     assert "litert-int8: its first class is the model's for 50% of the clips alone" in error
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "model-int8.tflite").is_file()  # of the export before
@@ -248,6 +250,18 @@ def test_a_format_that_differs_is_left_out(run_folder, tmp_path, quick, capsys):
     quick(Difference(1e-6, 1.0), Difference(0.1, 1.0))
     assert main([*command, "--force", "--json"]) == 0
     assert [row["refused"] for row in json.loads(capsys.readouterr().out)["doors"]] == [None, None]
+
+
+def test_nothing_is_left_of_a_saved_model_that_is_refused(run_folder, tmp_path, quick, monkeypatch):
+    def write(opened, folder, native):
+        folder.mkdir(parents=True)
+        raise doors.ExportError("the exported graph would need this Python process")
+
+    monkeypatch.setattr(doors, "write_saved_model", write)
+    quick(Difference(1e-6, 1.0))
+    report = export_doors(run_folder, tmp_path / "out", ("saved_model", "litert"))
+    assert [bool(row["refused"]) for row in report["doors"]] == [True, False]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "labels.json", "model.tflite"]
 
 
 def test_a_converter_that_fails_is_named(run_folder, tmp_path, quick, monkeypatch):
@@ -272,6 +286,9 @@ def test_wrong_requests(run_folder, tmp_path, monkeypatch):
         export_doors(run_folder, tmp_path / "out", ("tflite", "onnx"))
     with pytest.raises(ConfigError, match="batch must be at least 1"):
         export_doors(run_folder, tmp_path / "out", ("litert",), batch=0)
+    assert main(["export", str(run_folder), str(tmp_path / "out"), "--format", "litert", "--batch", "0"]) == 2
+    with pytest.raises(ConfigError, match=r"all, which stands alone\. Received: all, an empty name"):
+        doors.check_formats(["all", "litert", ""])
     with pytest.raises(ConfigError, match="saved_model alone"):
         export_doors(run_folder, tmp_path / "out", ("litert",), native=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -286,7 +303,8 @@ def test_comparison_and_speed(run_folder):
     from keras_stss.training.saving.run import read_run
 
     case = make_case(model, read_run(run_folder)[1].data, batch=3)
-    assert len(case.clips) % 3 == 0 and case.validation == 0 and case.clips.dtype == np.uint8
+    assert len(case.clips) == 9 and (case.count, case.validation) == (8, 0) and case.clips.dtype == np.uint8
+    np.testing.assert_array_equal(case.clips[8], case.clips[0])
     np.testing.assert_allclose(case.expected[:2], probabilities(model, case.clips[:2]), atol=1e-6)
     served = iter(np.split(case.expected, len(case.clips) // 3))
     assert compare(lambda frames: next(served), case, 3) == Difference(0.0, 1.0)
@@ -295,6 +313,9 @@ def test_comparison_and_speed(run_folder):
     assert found.largest > 0.05 and found.same_class < 0.5
     nothing = compare(lambda frames: np.full((3, len(LABELS)), np.nan), case, 3)
     assert nothing.largest == float("inf")
+    many = make_case(model, read_run(run_folder)[1].data, batch=20)  # more than twice as many as there are clips
+    assert len(many.clips) == len(many.expected) == 20 and many.count == 8
+    np.testing.assert_array_equal(many.expected[16:], many.expected[:4])
     calls = []
     times = time_in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
     assert calls == ["a", "b"] * 3 and set(times) == {"a", "b"}

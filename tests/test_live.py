@@ -1,6 +1,7 @@
 """A stream that is followed: which frames are dropped and which the model gets, to the frame, without a real clock."""
 
 import json
+import os
 import threading
 from types import SimpleNamespace
 
@@ -219,6 +220,32 @@ def test_a_stream_may_change_its_size_be_damaged_and_end_early(tmp_path):
     assert found[-1][0] == pytest.approx(39 / 25, abs=0.01)
     (tmp_path / "cut.ts").write_bytes(whole[:middle])
     assert 15 <= len(opened(tmp_path / "cut.ts")[0]) <= 25
+    whole = write_stream(tmp_path / "whole.mkv", noise, codec="libx264").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])  # which says how long it was
+    shown = []
+    with pytest.raises(ClipError, match="ends before its header says"):
+        shown.extend(Source(str(tmp_path / "cut.mkv")).frames())
+    assert 15 <= len(shown) <= 25
+
+
+def test_names_that_look_like_protocols(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_stream(tmp_path / "12:30.mp4", square_clip(0, 1, frames=4))
+    assert len(opened("12:30.mp4")[0]) == 4
+    writer = VideoWriter("12:31.mp4", 32, 40)
+    writer.add(PICTURE, 0.0)
+    writer.close()
+    assert len(opened("12:31.mp4")[0]) == 1
+
+
+def test_a_pipe_that_nobody_reads_any_more():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb", buffering=0) as pipe:
+        writer = VideoWriter(pipe, 32, 40)
+        os.close(reading)
+        with pytest.raises(BrokenPipeError):
+            _ = [writer.add(PICTURE, number / 25) for number in range(999)]
+        writer.close()  # without another error
 
 
 def test_what_cannot_be_opened_is_told(tmp_path):
@@ -350,6 +377,8 @@ def test_every_frame_of_a_file_through_the_door(run, video, tmp_path, capsys, mo
     said = stream(capsys, folder, video, "--no-realtime", "--stride", 2, "--out", tmp_path / "cut.mkv").out
     assert "2 predictions" in said and "no latency" in said
     assert len(opened(tmp_path / "cut.mkv")[0]) == 4
+    calls = iter([0, 3])  # before there is any prediction
+    assert "0 predictions" in stream(capsys, folder, video, "--no-realtime").out
 
 
 def test_a_live_stream_says_how_late_it_is_and_refusals(run, video, tmp_path, capsys):
@@ -370,11 +399,16 @@ def test_a_live_stream_says_how_late_it_is_and_refusals(run, video, tmp_path, ca
     refused = {
         (source, "--no-realtime"): "is for files",
         (video, "--out", tmp_path / "there.mp4"): "is there already",
-        (tmp_path / "none.mp4",): "no such file, nor a camera",
-        (video, "--rate", 0): "must be above 0",
+        (tmp_path / "none.mp4",): "none.mp4: no such file, nor a camera",
+        (video, "--rate", 0): "must be a number above 0",
+        (video, "--rate", "inf"): "must be a number above 0",
     }
     for arguments, reason in refused.items():
         assert reason in stream(capsys, folder, *arguments, code=2).err
+    spoilt = load_model(folder)
+    spoilt.get_layer("logits").bias.assign([float("nan"), 0.0, 0.0])
+    with pytest.raises(ConfigError, match="scores that are no numbers"):
+        LiveModel(spoilt, config)
     for arguments in (["--rate", "1", "--stride", "1"], ["--json", "--out", "-"]):
         with pytest.raises(SystemExit):
             main(["predict", str(folder), "--stream", str(video), *arguments])

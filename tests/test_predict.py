@@ -18,6 +18,7 @@ from keras_stss.cli import main
 from keras_stss.data.annotations import Clip, DataError
 from keras_stss.evaluation.listing import Listing
 from keras_stss.evaluation.prediction_file import PredictionFile
+from keras_stss.models import load_model
 
 ODD = 'line\nbreak, "quoted" \u2028 ünï 手.mp4'
 
@@ -69,6 +70,7 @@ def test_a_folder_is_all_that_lies_in_it_by_name(folder):
     listing = Listing()
     listing.add(str(folder))
     listing.add(str(folder / "z1.mp4"))  # known already
+    listing.add(f"{folder}/./a//2.mp4")
     found = [(os.path.relpath(clip.id, folder), clip.kind) for clip in listing.clips]
     assert found == [(name, "frames" if name == "b/frames" else "video") for name in NAMES]
     assert listing.faults == {}
@@ -227,6 +229,31 @@ def test_several_runs_and_views_are_averaged(runs, folder, tmp_path, capsys):
         assert both == pytest.approx({label: (first[label] + second[label]) / 2 for label in LABELS}, rel=1e-4)
 
 
+def test_files_may_stand_behind_options(runs, folder, capsys):
+    """As in docs/predict.md; behind -- they may begin with a dash."""
+    assert command(runs[0], "--with", runs[1], folder / "z0.mp4", "--json", folder / "z1.mp4", "--", "-z.mp4") == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["file"] for row in rows] == [f"{folder}/z0.mp4", f"{folder}/z1.mp4", "-z.mp4"]
+    assert [row.get("error") for row in rows] == [None, None, "no such file"]
+    for wrong in (["--bogus"], ["--stream", "x"]):
+        with pytest.raises(SystemExit) as ended:
+            command(runs[0], *wrong, folder)
+        assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_scores_that_are_no_numbers_are_an_error(runs, folder, tmp_path, suffix):
+    """A line each, in JSON that others can read too, alone and averaged with a run that has numbers."""
+    spoilt, out = tmp_path / "spoilt", tmp_path / f"p.{suffix}"
+    shutil.copytree(runs[1], spoilt)
+    model = load_model(spoilt)
+    model.get_layer("logits").bias.assign([float("nan"), 0.0, 0.0])
+    model.save(spoilt / "best.keras")
+    arguments = [spoilt] if suffix == "csv" else [runs[0], "--with", spoilt]
+    assert command(*arguments, folder / "z0.mp4", folder / "z1.mp4", "--out", out) == 2
+    assert out.read_text().count("the model's scores of it are no numbers") == 2 and "NaN" not in out.read_text()
+
+
 def test_names_on_one_line_and_usage(runs, folder, tmp_path, capsys):
     assert command(runs[0], folder / "a" / ODD, tmp_path / "no\nfile.mp4") == 2
     captured = capsys.readouterr()
@@ -235,6 +262,8 @@ def test_names_on_one_line_and_usage(runs, folder, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n")
     assert command(runs[0], "--list", tmp_path / "empty.txt") == 2
     assert "no clip is listed" in capsys.readouterr().err
+    assert command(runs[0], folder, "--top", 0) == 2
+    assert "--top must be at least 1" in capsys.readouterr().err
     for wrong in (["--retry"], ["--rate", "3"], ["--stream", "x", "--list", "y"], []):
         with pytest.raises(SystemExit) as ended:
             command(runs[0], *([folder] if wrong[:1] in (["--retry"], ["--rate"]) else []), *wrong)

@@ -66,10 +66,10 @@ def _parse(arguments):
     """The options; files, runs and overrides may stand anywhere on the line, which argparse alone does not allow."""
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
-    listed = next((name for name in ("files", "runs") if hasattr(options, name)), None)
-    if listed and not any(item.startswith("-") for item in left):
-        setattr(options, listed, [*getattr(options, listed), *left])
-        return options
+    if listed := next((name for name in ("files", "runs") if hasattr(options, name)), None):
+        left, behind = (left[: left.index("--")], left[left.index("--") + 1 :]) if "--" in left else (left, [])
+        setattr(options, listed, [*getattr(options, listed), *(item for item in left if item[:1] != "-"), *behind])
+        left = [item for item in left if item[:1] == "-"]
     if left and (not hasattr(options, "overrides") or any(not re.match(r"\w+(\.\w+)*=", item) for item in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if left:
@@ -87,6 +87,7 @@ def _is_mendable(error):
         "ConfigError",
         "CostError",
         "DataError",
+        "ExportError",
         "TrainingDiverged",
         "VisualizeError",
     }

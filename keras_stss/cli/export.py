@@ -61,7 +61,8 @@ def _doors(options):
     from keras_stss.export.doors import lacking
 
     formats = [name.strip() for name in options.format.split(",")]
-    report = export_doors(options.run, options.folder, formats, options.force, options.native, options.batch or 1)
+    batch = 1 if options.batch is None else options.batch
+    report = export_doors(options.run, options.folder, formats, options.force, options.native, batch)
     if formats == ["all"]:
         for name in FORMATS:
             if reason := lacking(name):

@@ -41,7 +41,9 @@ def add(commands):
     files.add_argument("--retry", action="store_true", help="with --out: do those again that could not be read")
     files.add_argument("--batch-size", type=int, metavar="N", help="views at a time (default: the run's)")
     files.add_argument("--workers", type=int, metavar="N", help="files decoded at a time (default: one a core)")
-    files.add_argument("--devices", type=int, metavar="N", help="GPUs to use (default: all)")
+    files.add_argument(
+        "--devices", type=int, metavar="N", help="GPUs to use (default: all); without GPUs, N parts of the CPU"
+    )
     _add_stream(predict)
     predict.set_defaults(command=_predict, refuse=predict.error)
 
@@ -64,6 +66,8 @@ def _add_stream(predict):
 
 
 def _predict(options):
+    if options.top < 1:
+        raise ConfigError(f"--top must be at least 1. Received: {options.top}")
     if options.stream is not None:
         _refuse_some(options, _FILES_ONLY, "does not go with --stream")
         if options.files:
@@ -96,7 +100,7 @@ def _predict_files(options):
             raise ConfigError(f"--{key.replace('_', '-')} must be at least 1. Received: {getattr(options, key)}")
     runs = _open_runs(options, protocol)
     labels, listing = runs[0].labels, _listing(options)
-    top = min(max(options.top, 1), len(labels))
+    top = min(options.top, len(labels))
     batch_size = options.batch_size or runs[0].config.evaluate.batch_size
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(_sink(options, runs, name, protocol, top, listing.clips, batch_size))
@@ -132,21 +136,17 @@ def _conclude(options, sink, progress):
 
 @dataclasses.dataclass(frozen=True)
 class _OpenRun:
+    name: str
     run: object
     config: object
     labels: list
 
 
 def _open_runs(options, protocol):
-    from keras_stss.training.saving.run import read_run
+    from keras_stss.training.saving.run import check_same_labels, read_run
 
-    runs = [_OpenRun(*read_run(folder)) for folder in (options.run, *(options.others or ()))]
-    for other in runs[1:]:
-        if other.labels != runs[0].labels:
-            raise ConfigError(
-                f"the labels of {options.run} ({len(runs[0].labels)}) and {other.run.folder} ({len(other.labels)}) are "
-                "different, or their order is: such runs cannot be averaged"
-            )
+    runs = [_OpenRun(folder, *read_run(folder)) for folder in (options.run, *(options.others or ()))]
+    check_same_labels(runs, "such runs cannot be averaged")
     protocol.check(runs[0].labels)
     return runs
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ def watch(options):
     """Follows a stream; returns the exit code."""
     _check(options)
     from keras_stss.data.decode import ClipError
-    from keras_stss.live import Feed, Figures, LiveModel, Source, Spacing
+    from keras_stss.live import Feed, Figures, LiveModel, Spacing
     from keras_stss.live import watch as follow
     from keras_stss.live.feed import timed
     from keras_stss.models import load_model
@@ -22,7 +23,7 @@ def watch(options):
 
     run, config, labels = read_run(options.run)
     with contextlib.ExitStack() as stack:
-        source = Source(options.stream)
+        source = _opened(options.stream)
         realtime = not options.no_realtime
         if source.is_live and not realtime:
             raise ConfigError("--no-realtime is for files: what is live comes when it comes")
@@ -41,8 +42,8 @@ def watch(options):
                    figures=figures)  # fmt: skip
         except ClipError as error:
             fault = str(error)
-        except (KeyboardInterrupt, _Closed):
-            pass  # the way to end what has no end
+        except (KeyboardInterrupt, _Closed, BrokenPipeError):
+            pass  # the ways to end what has no end: Ctrl-C, the window, the player behind a pipe
         finally:
             if feed.close():
                 source.close()
@@ -62,14 +63,24 @@ def _check(options):
         options.refuse("give --rate or --stride, not both")
     for name in ("rate", "stride", "average", "seconds"):
         value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name} must be above 0. Received: {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name} must be a number above 0. Received: {value}")
     if options.json and options.out == "-":
         options.refuse("--json and --out - both want standard output")
     if options.out and options.out != "-":
         from keras_stss.live.video_writer import check_target
 
         check_target(options.out)
+
+
+def _opened(name):
+    from keras_stss.data.decode import ClipError
+    from keras_stss.live import Source
+
+    try:
+        return Source(name)
+    except ClipError as error:
+        raise ClipError(f"{name}: {error}") from None
 
 
 def _spacing(options, config):
@@ -85,7 +96,7 @@ def _spacing(options, config):
 
 def _viewers(options, labels, stack):
     """Functions that show a frame and the last result."""
-    top = min(max(options.top, 1), len(labels))
+    top = min(options.top, len(labels))
     viewers = [] if options.out == "-" else [_Lines(labels, top, options.json)]
     if not options.out and not options.show:
         return viewers
@@ -153,7 +164,7 @@ class _Lines:
         best = ranked(result.logits, self.labels, self.top)
         if self.as_json:
             late = None if result.latency is None else round(1000 * result.latency, 2)
-            top = [{"label": label, "probability": probability} for label, probability in best]
+            top = [{"label": label, "probability": None if share != share else share} for label, share in best]
             line = {"time": round(result.time, 4), "frame": frame.number, "latency_ms": late, "top": top}
             print(json.dumps(line, ensure_ascii=False), flush=True)
         elif best[0][0] != self._label:
@@ -184,6 +195,8 @@ def _lines(found, options):
     yield f"{found['frames']} frames in {found['seconds']:.1f} s{rate}{': ' if lost else ''}{lost}"
     missed = f", {found['missed']} more were due" if found["missed"] else ""
     yield f"{found['predictions']} predictions{_per_second(found['prediction_rate'])}{missed}"
+    if not found["predictions"]:
+        return
     model = f"model {found['model_median_ms']:.0f} ms"
     if found["latency_median_ms"] is None:
         yield f"{model} a prediction in the median; no latency, as the stream was not in real time"

@@ -308,7 +308,7 @@ def _scan(container, stream, times):
         raise ClipError("damaged: its packets cannot be read") from None
     if count == 0:
         raise ClipError("a header, but no frames")
-    if is_cut or _falls_short(container, stream, end):
+    if is_cut or falls_short(container, stream, end):
         raise ClipError("truncated: ends before its header says")
     return (kept if size <= _KEPT_BYTES else None), count
 
@@ -318,7 +318,8 @@ def _holds_frame(packet, stream):
     return not packet.is_discard and not (packet.size == 1 and stream.codec_context.name == "mpeg4")
 
 
-def _falls_short(container, stream, end):
+def falls_short(container, stream, end):
+    """Whether a file whose last packet ends at ``end`` seconds is clearly shorter than its header says."""
     formats = container.format.name.split(",")
     declared = None
     if "avi" in formats:

@@ -79,9 +79,10 @@ class Listing:
         self._put(Clip(row["path"], path, 0, "video", **seconds))
 
     def _put(self, clip, fault=None):
-        if clip.place in self._places:
+        place = storage.normal(clip.path), clip.start, clip.end
+        if place in self._places:
             return
-        self._places.add(clip.place)
+        self._places.add(place)
         self.clips.append(clip)
         if fault:
             self.faults[clip.place] = fault

@@ -49,18 +49,25 @@ def predict_clips(members, clips, batch_size, *, protocol=None, faults=None, don
         done: places of clips to pass over.
 
     Yields:
-        (index into clips, logits float32 (K,), or the reason as text why the clip cannot be read), in order.
+        (index into clips, logits float32 (K,), or the reason as text why there are none), in order.
     """
     protocol, streams = protocol or PROTOCOLS[DEFAULT], []
     for forward, data in members:
         streams.append(_of_one(forward, clips, data, batch_size, protocol, _Failures(clips, faults or {}, done)))
     for found in zip(*streams, strict=True):
         index, outcomes = found[0][0], [outcome for _, outcome in found]
-        reasons = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        reasons = [reason for outcome in outcomes if (reason := _why_none(outcome))]
         if reasons or len(outcomes) == 1:
             yield index, (reasons or outcomes)[0]
         else:
             yield index, mean_scores(np.stack(outcomes), "softmax", axis=0).astype(np.float32)
+
+
+def _why_none(outcome):
+    """The reason why a clip has no prediction, or None: it cannot be read, or the model has no numbers for it."""
+    if isinstance(outcome, str):
+        return outcome
+    return None if np.isfinite(outcome).all() else "the model's scores of it are no numbers"
 
 
 def _of_one(forward, clips, data, batch_size, protocol, failures):

@@ -22,11 +22,15 @@ TIE = 0.02
 
 
 class Case(NamedTuple):
-    """Clips uint8 (N, T, S, S, 3) with the Keras model's probabilities (N, K)."""
+    """Clips uint8 (N, T, S, S, 3) with the Keras model's probabilities (N, K).
+
+    N is a whole number of batches: the first ``count`` are different clips, the others the same again.
+    """
 
     clips: np.ndarray
     expected: np.ndarray
-    validation: int  # how many of the clips are of the validation set
+    count: int
+    validation: int  # how many of the different clips are of the validation set
 
 
 class Difference(NamedTuple):
@@ -49,11 +53,12 @@ def make_case(model, data, batch):
     """
     read = _validation_clips(data)
     clips = np.concatenate([_drawn_clips(data.frames, data.crop), *(clip[None] for clip in read)])
-    clips = np.concatenate([clips, clips[: -len(clips) % batch]])
     # The same form of each operation: in noise maxima are so near that they change places with the rounding.
     with portable():
         logits = [model(clip[None], training=False) for clip in clips]
-    return Case(clips, tf.nn.softmax(tf.cast(tf.concat(logits, 0), tf.float32)).numpy(), len(read))
+    expected = tf.nn.softmax(tf.cast(tf.concat(logits, 0), tf.float32)).numpy()
+    rows = np.arange(-(-len(clips) // batch) * batch) % len(clips)
+    return Case(clips[rows], expected[rows], len(clips), len(read))
 
 
 def compare(run, case, batch):
@@ -61,7 +66,7 @@ def compare(run, case, batch):
     found = np.concatenate([run(case.clips[start : start + batch]) for start in range(0, len(case.clips), batch)])
     difference = np.abs(found - case.expected)
     chosen = case.expected[np.arange(len(found)), np.argmax(np.nan_to_num(found, nan=-1.0), axis=1)]
-    same = chosen >= case.expected.max(axis=1) - TIE
+    same = (chosen >= case.expected.max(axis=1) - TIE)[: case.count]
     return Difference(math.inf if np.isnan(difference).any() else float(difference.max()), float(same.mean()))
 
 

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from keras_stss.export import litert, onnx, openvino
 from keras_stss.export.check import compare, make_case, time_in_turns
 from keras_stss.export.graph import classifier, save_graph
 from keras_stss.export.place import check_target, size, writing
-from keras_stss.export.saved_model import TOLERANCES, load_saved_model, open_run, write_saved_model
+from keras_stss.export.saved_model import TOLERANCES, ExportError, load_saved_model, open_run, write_saved_model
 from keras_stss.ops import portable
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def check_formats(formats):
         return tuple(name for name in FORMATS if not lacking(name))
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        raise ConfigError(f"formats are {', '.join(FORMATS)}, or all. Received: {', '.join(unknown) or 'none'}")
+        received = ", ".join(name or "an empty name" for name in unknown) or "none"
+        raise ConfigError(f"formats are {', '.join(FORMATS)}, or all, which stands alone. Received: {received}")
     for name in formats:
         if reason := lacking(name):
             raise ConfigError(f"format {name} {reason}")
@@ -142,7 +144,7 @@ def _export(opened, folder, formats, native, batch):
         "batch": batch,
         "labels": opened.labels,
         "precision": precision,
-        "clips": len(case.clips),
+        "clips": case.count,
         "validation_clips": case.validation,
         "threads": threads,
         "keras_ms": times["keras"],
@@ -159,8 +161,9 @@ def _convert_all(opened, folder, formats, native, shape):
             made["saved_model"] = write_saved_model(opened, folder / SAVED_MODEL, native) | {
                 "path": folder / SAVED_MODEL
             }
-        except RuntimeError as error:
+        except ExportError as error:
             refused["saved_model"] = str(error)
+            _remove(folder, "saved_model")
     converted = [name for name in formats if name in DOORS]
     if not converted:
         return made, refused
@@ -185,8 +188,10 @@ def _check(name, made, case, batch, threads, tolerance):
     if name == "saved_model":
         run = load_saved_model(made["path"])
         row |= {"file": SAVED_MODEL, "library": made["library"]}
-        found = compare(run, case, batch)._replace(largest=made["max_difference"])
-        return [(_judge(row, found, tolerance), run)]
+        found = compare(run, case, batch)
+        # Native operations round otherwise than those of the case: they have been compared with their own kind.
+        of_case = 0.0 if made["library"] else found.largest
+        return [(_judge(row, found._replace(largest=max(of_case, made["max_difference"])), tolerance), run)]
     if name == "openvino":
         row["bytes"] += size(made["path"].with_suffix(".bin"))
     try:
@@ -212,10 +217,13 @@ def _own_precision(row, file, case, batch, threads):
 
 
 def _judge(row, found, tolerance, int8=False):
-    row = row | {"max_difference": found.largest, "same_class": found.same_class, "tolerance": tolerance}
+    # JSON knows no infinity.
+    largest = found.largest if math.isfinite(found.largest) else None
+    row = row | {"max_difference": largest, "same_class": found.same_class, "tolerance": tolerance}
     # Written this way round, a difference that is not a number fails too.
     if not found.largest < tolerance:
-        row["refused"] = f"its probabilities differ by {found.largest:.1e}, more than {tolerance:.0e}"
+        by = "some are no numbers" if largest is None else f"they differ by {largest:.1e}, more than {tolerance:.0e}"
+        row["refused"] = f"its probabilities are not the model's: {by}"
     elif int8 and found.same_class < INT8_SAME_CLASS:
         row["refused"] = f"its first class is the model's for {found.same_class:.0%} of the clips alone"
     return row

@@ -1,5 +1,7 @@
 """The graph that LiteRT, ONNX and OpenVINO are converted from: frames of the crop's size in, probabilities out."""
 
+import errno
+
 import tensorflow as tf
 
 from keras_stss.export.fold import fold_batch_norm
@@ -27,8 +29,26 @@ def classifier(model, shape):
 
 def save_graph(classify, folder):
     """Writes it as a SavedModel whose signature ``serving_default`` it is."""
+    save_functions({"serving_default": classify}, list(classify.get_concrete_function().graph.variables), folder)
+
+
+def save_functions(signatures, variables, folder):
+    """Writes functions, and the variables that they read, as a SavedModel.
+
+    Args:
+        signatures: {name: ``tf.function``, or concrete function}.
+        variables: list of ``tf.Variable``.
+        folder: to write.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    # Bare variables: a Keras model would be saved with its Python side, and loading would look for Keras.
     module = tf.Module()
-    # Bare variables: a Keras model would be saved with its Python side.
-    module.model_variables = list(classify.get_concrete_function().graph.variables)
+    module.model_variables = variables
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(module, str(folder), signatures={"serving_default": classify}, options=options)
+    try:
+        tf.saved_model.save(module, str(folder), signatures=signatures, options=options)
+    except tf.errors.OpError as error:  # of a full disk, too
+        reason = (error.message or type(error).__name__).splitlines()[0].rpartition("; ")[2].split(" [Op:")[0]
+        raise OSError(errno.EIO, reason, str(folder)) from None

@@ -1,5 +1,7 @@
 """LiteRT (.tflite), as phones and small machines run it."""
 
+import contextlib
+import os
 import warnings
 
 import tensorflow as tf
@@ -16,7 +18,26 @@ def convert(saved_model, file, int8=False):
     """
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=["serving_default"])
     converter.optimizations = [tf.lite.Optimize.DEFAULT] if int8 else []
-    file.write_bytes(converter.convert())
+    with _muted():
+        content = converter.convert()
+    file.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _muted():
+    """Keeps off standard error what the converter's C++ writes there: what matters of it is in the exception again."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def open_signature(file, threads=None):

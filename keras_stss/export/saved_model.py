@@ -19,6 +19,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_stss.config import Config, ConfigError
 from keras_stss.data.augment import center_view
 from keras_stss.export.fold import fold_batch_norm
+from keras_stss.export.graph import save_functions
 from keras_stss.export.place import check_target, size, writing
 from keras_stss.models.build import load_model
 from keras_stss.ops import dispatch, native_status, portable
@@ -36,6 +37,10 @@ TOLERANCES = {"float32": 1e-4, "mixed_float16": 1e-2, "mixed_bfloat16": 5e-2}
 
 # Operations that call back into the Python process that traced them.
 _PYTHON_OPERATIONS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+
+
+class ExportError(RuntimeError):
+    """An export that does not compute what the Keras model computes, or not where it is to run."""
 
 
 def export_run(run_folder, folder, force=False, native=False):
@@ -66,7 +71,7 @@ def export_run(run_folder, folder, force=False, native=False):
 
     Raises:
         ConfigError: where the run or the folder cannot be used, and for ``native`` where there is nothing native.
-        RuntimeError: where the SavedModel does not compute what the Keras model computes, or needs Python or, without
+        ExportError: where the SavedModel does not compute what the Keras model computes, or needs Python or, without
             ``native``, the native library.
     """
     folder = Path(os.path.abspath(folder))
@@ -76,7 +81,7 @@ def export_run(run_folder, folder, force=False, native=False):
         report = write_saved_model(opened, unfinished, native)
         # Written this way round, a difference that is not a number fails too.
         if not report["max_difference"] < report["tolerance"]:
-            raise RuntimeError(
+            raise ExportError(
                 f"the SavedModel differs from the Keras model by {report['max_difference']:.1e} in probability, "
                 f"more than {report['tolerance']:.0e} ({report['precision']}): nothing was written to {folder}"
             )
@@ -100,6 +105,9 @@ def open_run(run_folder):
     classes = model.output_shape[-1]
     if classes != len(labels):
         raise ConfigError(f"{run_folder}: labels.json has {len(labels)} labels, but best.keras gives {classes} classes")
+    for weight in model.weights:
+        if not np.isfinite(np.asarray(weight, np.float64)).all():
+            raise ConfigError(f"{run_folder}: {weight.path} of best.keras holds what is no number: train it anew")
     return OpenedRun(model, config, labels)
 
 
@@ -113,10 +121,10 @@ def write_saved_model(opened, folder, native=False):
     report = _describe(folder)
     in_python = sorted(_PYTHON_OPERATIONS.intersection(report["operations"]))
     if in_python:
-        raise RuntimeError(f"the exported graph would need this Python process: it holds {', '.join(in_python)}")
+        raise ExportError(f"the exported graph would need this Python process: it holds {', '.join(in_python)}")
     own = [name for name in report["operations"] if name.startswith("KerasStss>")]
     if own and not native:
-        raise RuntimeError(f"the exported graph would need keras_stss's native library: {', '.join(own)}")
+        raise ExportError(f"the exported graph would need keras_stss's native library: {', '.join(own)}")
     if native and not own:
         raise ConfigError("this model has no operation that runs natively: export it without native")
     if native:
@@ -136,16 +144,8 @@ def load_saved_model(folder):
 def _save(model, labels, data, folder):
     """Writes the two signatures of a model with logits."""
     frames_signature, jpeg_signature = _signatures(model, labels, data)
-    # A plain module with the bare variables: a Keras model in it would be saved with all its Python-side structure,
-    # and loading would look for Keras.
-    module = tf.Module()
-    module.model_variables = [variable.value for variable in model.variables]
-    tf.saved_model.save(
-        module,
-        str(folder),
-        signatures={"serving_default": frames_signature, "serving_jpeg": jpeg_signature},
-        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
-    )
+    signatures = {"serving_default": frames_signature, "serving_jpeg": jpeg_signature}
+    save_functions(signatures, [variable.value for variable in model.variables], folder)
 
 
 def _signatures(model, labels, data):

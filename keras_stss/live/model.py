@@ -23,6 +23,9 @@ class LiveModel:
 
     Attributes:
         how: a line that says which of the two.
+
+    Raises:
+        ConfigError: for an average below 1, and for a model whose scores are no numbers.
     """
 
     def __init__(self, model, config, average=None):
@@ -40,7 +43,9 @@ class LiveModel:
         signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
         self._view = tf.function(lambda picture: center_view(picture[None], data.resize, data.crop), signature)
         self.reset()
-        self(np.zeros((data.crop, data.crop, 3), np.uint8))  # which compiles what is slow the first time
+        # Which also compiles what is slow the first time.
+        if not np.isfinite(self(np.zeros((data.crop, data.crop, 3), np.uint8))).all():
+            raise ConfigError("the run's model gives scores that are no numbers: its weights are spoilt, train it anew")
         self.reset()
 
     def reset(self):

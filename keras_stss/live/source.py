@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from keras_stss.data.frames import MAX_PIXELS, ClipError, check_size
+from keras_stss.data.video import falls_short
 
 #: Seconds without a frame after which a camera or an address counts as gone.
 PATIENCE = 10.0
@@ -46,7 +47,7 @@ class Source:
     """
 
     def __init__(self, name):
-        self.damaged, self.promised, self.skip, self.left_out = 0, 0, "DEFAULT", False
+        self.damaged, self.promised, self.skip, self.left_out, self._end = 0, 0, "DEFAULT", False, 0.0
         path, form, self._is_file = _meant(name)
         # A playlist in video's clothing must not fetch from the network.
         options = {"max_pixels": str(2 * MAX_PIXELS)} | ({"protocol_whitelist": "file"} if self._is_file else {})
@@ -71,7 +72,7 @@ class Source:
         The pictures are turned as the stream says, and may change in size. Times never fall.
 
         Raises:
-            ClipError: where the stream breaks off.
+            ClipError: where the stream breaks off, or a file ends before its header says.
         """
         reformatter, begin, last, wrong = av.video.reformatter.VideoReformatter(), None, None, 0
         for packet in self._packets():
@@ -95,6 +96,8 @@ class Source:
                     last = max(seconds - begin, last or 0.0)
                 picture = reformatter.reformat(frame, format="rgb24").to_ndarray()
                 yield last, np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
+        if self._is_file and falls_short(self._container, self._stream, self._end):
+            raise ClipError("truncated: ends before its header says")
 
     def close(self):
         """Lets the file or camera go."""
@@ -102,12 +105,14 @@ class Source:
 
     def _packets(self):
         """Its packets; None at the end, which empties the decoder."""
-        unread = 0
+        unread, streams = 0, () if self._is_file else (self._stream,)  # of a file all, as its length is that of all
         while True:
             try:
-                for packet in self._container.demux(self._stream):
+                for packet in self._container.demux(*streams):
                     unread = 0
-                    if packet.size:
+                    if packet.size and packet.pts is not None:
+                        self._end = max(self._end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                    if packet.size and packet.stream.index == self._stream.index:
                         yield packet
                 break
             except av.EOFError:
@@ -133,7 +138,7 @@ def _meant(name):
             raise ClipError("is a folder, not a video")
         if stat.S_ISREG(mode) and os.path.getsize(name) == 0:
             raise ClipError("empty file (zero bytes)")
-        return name, None, True
+        return os.path.abspath(name), None, True  # in 12:30.mp4 FFmpeg would see a protocol
     if _SCHEME.match(name):
         return name, None, False
     form, _, rest = name.partition(":")

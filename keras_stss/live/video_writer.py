@@ -41,9 +41,9 @@ class VideoWriter:
         if is_path and Path(target).suffix.lower() != ".mkv":
             options["movflags"] = "hybrid_fragmented"
         try:
-            self._container = av.open(
-                os.fspath(target) if is_path else target, "w", format=None if is_path else "matroska", options=options
-            )
+            # As a whole path: in 12:30.mp4 FFmpeg would see a protocol.
+            place = os.path.abspath(target) if is_path else target
+            self._container = av.open(place, "w", format=None if is_path else "matroska", options=options)
         except OSError as error:
             raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
         stream = self._container.add_stream("libx264", rate=30, options=_OPTIONS if is_path else _PIPE_OPTIONS)
@@ -55,13 +55,21 @@ class VideoWriter:
         self._stream = stream
 
     def add(self, picture, seconds):
-        """Adds a frame, uint8 (H, W, 3), to be shown from ``seconds`` on; times that do not rise are moved on."""
+        """Adds a frame, uint8 (H, W, 3), to be shown from ``seconds`` on; times that do not rise are moved on.
+
+        Raises:
+            BrokenPipeError: where nobody reads the pipe any more.
+        """
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
         time = round(seconds / _TIME_BASE)
         self._last = time if self._last is None else max(time, self._last + 1)
         frame.pts, frame.time_base = self._last, _TIME_BASE
-        self._container.mux(self._stream.encode(frame))
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except BrokenPipeError:
+            self._closed = True  # nobody reads what would be left
+            raise
 
     def close(self):
         """Writes what is left, once."""
