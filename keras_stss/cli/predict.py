@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 
 from keras_stss.cli.codes import MENDABLE
 from keras_stss.config import ConfigError
+from keras_stss.config.data import cores
 
 _FILES_ONLY = ("list", "root", "protocol", "others", "retry", "batch_size", "workers", "devices")
 _STREAM_ONLY = ("rate", "stride", "average", "no_realtime", "seconds", "show")
@@ -174,7 +174,7 @@ def _members(runs, options):
         with strategy.scope():
             model = load_model(each.run.folder)
         # A run's own number of workers is that of the machine that trained it.
-        workers = options.workers or os.cpu_count() or 1
+        workers = options.workers or cores()
         members.append((Forward(model, strategy), each.config.data.model_copy(update={"workers": workers})))
     return members
 

@@ -65,8 +65,8 @@ class AugmentConfig(Section):
         return self
 
 
-def _cores():
-    """Those of this process: a job often has a part of a machine's."""
+def cores():
+    """Number of cores that this process may use: a job often has a part of a machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -128,7 +128,7 @@ class DataConfig(Section):
     )
     flip: bool = Field(True, description="training: mirror half of the clips whose label names no side or turn")
     augment: AugmentConfig = AugmentConfig()
-    workers: Positive = Field(default_factory=_cores, description="clips decoded at the same time")
+    workers: Positive = Field(default_factory=cores, description="clips decoded at the same time")
     max_unreadable: Share = Field(0.2, description="share of a set's clips that may be unreadable before the run stops")
 
     @field_validator("scales")

@@ -215,7 +215,7 @@ def _pairs(runs, having, protocol):
             rows.append([named(runs, number), pair["a"], pair["b"], both, pair["a_as_b"], pair["b_as_a"]])
     if not rows:
         return []
-    heads = ["run", "class", "and", "clips", "this way", "that way"]
+    heads = ["run", "class a", "class b", "clips", "a as b", "b as a"]
     if len(runs) == 1:
         heads, rows = heads[1:], [row[1:] for row in rows]
     return [element("h3", "Most confused"), table(heads, rows, sortable=True)]

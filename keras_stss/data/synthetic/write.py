@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from keras_stss.config.data import cores
 from keras_stss.data.synthetic import long_range, motions
 
 FPS = 12  # the rate of Something-Something V2
@@ -141,7 +142,7 @@ def prepare(root, *, variant="motion", train_per_class=None, validation_per_clas
     numbers = {
         name: chosen.sizes[name] if value is None else value for name, value in zip(chosen.sizes, given, strict=True)
     }
-    numbers = _checked({"seed": seed, **numbers, "workers": workers or os.cpu_count() or 1})
+    numbers = _checked({"seed": seed, **numbers, "workers": workers or cores()})
     root, videos = Path(root), Path(root) / VIDEOS
     workers, frames, height, width = (numbers[name] for name in ("workers", "frames", "height", "width"))
 
