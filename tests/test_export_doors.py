@@ -66,6 +66,23 @@ for name in ("model", "model-int8"):
 np.savez(sys.argv[3], **{name: np.concatenate(each) for name, each in found.items()})
 """
 
+# A signal, after what OpenVINO compiled was let go of in another thread.
+SIGNALLED = """
+import gc, os, signal, sys, threading
+import numpy, openvino
+from openvino import opset13
+from keras_stss.export.openvino import load
+
+put_in = opset13.parameter([1, 2], numpy.float32)
+openvino.save_model(openvino.Model([opset13.relu(put_in)], [put_in]), sys.argv[1])
+held = [load(sys.argv[1], 1)]
+thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+thread.start()
+thread.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
 NATIVE_CLIENT = """
 import sys
 sys.modules["keras"] = sys.modules["keras_stss"] = None
@@ -173,6 +190,13 @@ def test_each_runtime_without_this_package(report, run_folder, tmp_path):
     assert np.ptp(expected, axis=1).min() > 0.05
     served = tf.saved_model.load(f"{report['folder']}/saved_model/1").signatures["serving_default"]
     np.testing.assert_allclose(served(frames=tf.constant(clips))["probabilities"], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(doors.lacking("openvino") is not None, reason=f"openvino {doors.lacking('openvino')}")
+def test_signals_are_handled_after_openvino(tmp_path):
+    call = [sys.executable, "-X", "faulthandler", "-c", SIGNALLED, str(tmp_path / "model.xml")]
+    run = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "handled\n"), run.stderr
 
 
 @pytest.mark.skipif(not native_status()["available"], reason=f"no native library: {native_status()['reason']}")

@@ -1,5 +1,6 @@
 """OpenVINO's files, .xml and .bin."""
 
+import functools
 import json
 
 
@@ -31,9 +32,19 @@ def own_precision(file, threads):
 
 
 def _compile(file, threads, precision):
-    import openvino
-
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
     if precision is not None:
         settings["INFERENCE_PRECISION_HINT"] = precision
-    return openvino.Core().compile_model(str(file), "CPU", settings)
+    return _core().compile_model(str(file), "CPU", settings)
+
+
+@functools.cache
+def _core():
+    """One core, which is never let go.
+
+    The first model that it compiles gives this thread another stack to handle signals on, which goes with the core;
+    where the core goes in another thread (of a garbage collection, for one), the next signal kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
