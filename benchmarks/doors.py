@@ -19,8 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_stss import build_model
-from keras_stss.bench.machine import cores, describe
+from keras_stss.bench.machine import describe
 from keras_stss.config import DataConfig
+from keras_stss.config.data import cores
 from keras_stss.export import openvino
 from keras_stss.export.check import compare, make_case, time_in_turns
 from keras_stss.export.doors import DOORS, lacking

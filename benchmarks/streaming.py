@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_stss import build_model
-from keras_stss.bench.machine import cores, describe
+from keras_stss.bench.machine import describe
+from keras_stss.config.data import cores
 from keras_stss.ops import portable
 from keras_stss.streaming import save_litert, streaming_model
 

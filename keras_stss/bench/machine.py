@@ -6,6 +6,8 @@ import platform
 import time
 from pathlib import Path
 
+from keras_stss.config.data import cores
+
 #: Share of the machine that others may take before a figure is marked.
 BUSY = 0.1
 
@@ -29,11 +31,6 @@ def describe():
         "gpu": gpu(),
         "date": datetime.date.today().isoformat(),
     }
-
-
-def cores():
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def gpu():

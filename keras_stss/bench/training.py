@@ -6,9 +6,9 @@ import math
 import statistics
 import tempfile
 
-from keras_stss.bench.machine import cores
 from keras_stss.bench.race import Contestant, Effort, Task, fetch, race
 from keras_stss.bench.workers import WorkerError, Workers
+from keras_stss.config.data import cores
 
 
 @dataclasses.dataclass(frozen=True)

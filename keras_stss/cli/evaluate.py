@@ -74,9 +74,9 @@ def _several(runs, parts, name, protocol, as_json):
 def _scores(tested, name, protocol, again):
     scores, is_new = tested.scores(name, protocol, again)
     if not is_new:
-        path, left_out = tested.run.folder / "scores" / f"{name}.npz", len(scores.unreadable)
+        left_out = len(scores.unreadable)
         what = f"{len(scores.clips)} clips" + (f" ({left_out} left out then)" if left_out else "")
-        print(f"scores of {what} from {path}; --again computes them anew", file=sys.stderr)
+        print(f"scores of {what} from {tested.path(name)}; --again computes them anew", file=sys.stderr)
         return scores
     try:
         tested.keep(name, scores)

@@ -113,7 +113,7 @@ class OpenedRun:
         if protocol not in self._depends:  # the digest of a large model takes its time
             self._depends[protocol] = what_scores_depend_on(self.run.best, self.clips, self.config.data, protocol)
         depends = self._depends[protocol] | ({} if changed_by is None else {"change": changed_by})
-        path = self.run.folder / "scores" / f"{name}.npz"
+        path = self.path(name)
         found = None if again else Scores.load(path)
         gone = {"model": depends["model"] is None and str(self.run.best), "clips": self._gone and "the data set"}
         if found is not None and any(gone.values()):
@@ -127,11 +127,15 @@ class OpenedRun:
             raise self._gone
         return Scores.of(self.clips, self._score(protocol, change, known), depends), True
 
+    def path(self, name):
+        """The file of scores, see :meth:`scores`."""
+        return self.run.folder / "scores" / f"{name}.npz"
+
     def keep(self, name, scores):
         """Writes scores into the run's folder, see :meth:`scores`; raises OSError where it cannot be written."""
         from keras_stss.training.saving.files import replacing
 
-        path = self.run.folder / "scores" / f"{name}.npz"
+        path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
             scores.save(unfinished)
